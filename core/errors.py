@@ -1,0 +1,48 @@
+"""The errors of Trimtab, named by how the controller reacts to them.
+
+    TrimtabError
+    ├── SpecError            stop before any work: the user has to change something
+    │   ├── ModelError       the model cannot be loaded, exported or read
+    │   ├── DataError        the data do not fit the model or the metric
+    │   ├── RunError         a run folder or its journal does not fit what is asked
+    │   └── ArtifactError    an artifact is damaged, altered or unreadable
+    ├── PolicyError          this policy cannot be built: INFEASIBLE, go on
+    ├── TransientError       a worker died, hung or lost its node: retry
+    └── MeasurementError     no trustworthy number could be had: FAILED, go on
+"""
+
+
+class TrimtabError(Exception):
+    """The root of every error that Trimtab raises on purpose."""
+
+
+class SpecError(TrimtabError):
+    """The user's input cannot be used; nothing was started."""
+
+
+class ModelError(SpecError):
+    """The model cannot be loaded, exported or read."""
+
+
+class DataError(SpecError):
+    """The data do not fit the model or the metric."""
+
+
+class RunError(SpecError):
+    """A run folder or its journal does not fit what is asked of it."""
+
+
+class ArtifactError(SpecError):
+    """An artifact is damaged, altered or unreadable."""
+
+
+class PolicyError(TrimtabError):
+    """A policy cannot be built for this model; other policies can."""
+
+
+class TransientError(TrimtabError):
+    """Something outside the policy went wrong; the same job may succeed when retried."""
+
+
+class MeasurementError(TrimtabError):
+    """No trustworthy number could be had, for example because the machine is unquiet."""

@@ -1,0 +1,58 @@
+"""The protocol of a runtime on a device, and the registry of runtimes."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from ..compressors.artifact import Artifact
+from ..core.registry import Registry
+from ..hw_profiles.profile import HardwareProfile
+from ..hw_profiles.target import Capabilities, Target
+
+
+class Executable(Protocol):
+    """An artifact that the runtime has loaded and optimised for the target."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Runs one batch: input name → (batch, …) array; returns the outputs in the model's order."""
+        ...
+
+
+class Device(Protocol):
+    """One runtime on one device with fixed settings."""
+
+    target: Target
+    capabilities: Capabilities
+
+    def identify(self) -> HardwareProfile:
+        """Returns what this device is."""
+        ...
+
+    def load(self, artifact: Artifact) -> Executable:
+        """Loads an artifact.
+
+        Raises:
+            MeasurementError: the runtime refuses the model; the message carries the runtime's own words.
+        """
+        ...
+
+
+#: runtime name → factory(target: Target) -> Device
+DEVICES: Registry[Device] = Registry(
+    "runtime",
+    "trimtab.runtimes",
+    {
+        "onnxruntime": "trimtab.evaluators.onnxruntime_device:OnnxRuntimeDevice",
+        "openvino": "trimtab.evaluators.openvino_device:OpenVinoDevice",
+    },
+)
+
+
+def build_device(target: Target) -> Device:
+    """Makes the device of a target.
+
+    Raises:
+        SpecError: the runtime is unknown, not installed, or does not know the device.
+    """
+    return DEVICES.get(target.runtime)(target)

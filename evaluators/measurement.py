@@ -1,0 +1,62 @@
+"""Everything that is known of one artifact, each number with its spread."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..hw_profiles.latency import Latency
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean over samples with its standard error."""
+
+    mean: float
+    standard_error: float
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return {"mean": self.mean, "standard_error": self.standard_error, "n": self.n}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Estimate":
+        """Reads what `to_json` wrote."""
+        return cls(value["mean"], value["standard_error"], value["n"])
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured of one artifact; what is missing is None, never NaN."""
+
+    #: the metric itself, higher is better
+    accuracy: Estimate | None = None
+    #: original minus artifact, paired sample by sample; positive means worse than the original
+    accuracy_drop: Estimate | None = None
+    latency: Latency | None = None
+    #: bytes of the model file
+    size_bytes: int | None = None
+    #: growth of the process's resident memory from before loading to the largest seen while running
+    peak_memory_bytes: int | None = None
+    energy_j: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields that are known, as JSON values."""
+        parts: dict[str, Any] = {
+            "accuracy": self.accuracy and self.accuracy.to_json(),
+            "accuracy_drop": self.accuracy_drop and self.accuracy_drop.to_json(),
+            "latency": self.latency and self.latency.to_json(),
+            "size_bytes": self.size_bytes,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "energy_j": self.energy_j,
+        }
+        return {name: value for name, value in parts.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Measurement":
+        """Reads what `to_json` wrote."""
+        readers: dict[str, Any] = {
+            "accuracy": Estimate.from_json,
+            "accuracy_drop": Estimate.from_json,
+            "latency": Latency.from_json,
+        }
+        return cls(**{name: readers.get(name, lambda x: x)(part) for name, part in value.items()})

@@ -1,0 +1,1 @@
+"""The spec, launching, artifacts, recipes, the zoo, benchmarks and the command line."""

@@ -1,0 +1,1 @@
+"""Recipes: ready specs, runnable from anywhere by name."""

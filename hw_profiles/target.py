@@ -1,0 +1,69 @@
+"""A target: runtime × device × settings, and what that pair accepts."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+#: What is known of each layer kind and quantize option that no runtime can express at all.
+OPTION_KINDS: dict[str, frozenset[str]] = {
+    "none": frozenset({"conv", "depthwise_conv", "linear", "embedding"}),
+    "int8": frozenset({"conv", "depthwise_conv", "linear"}),
+    "int8_dynamic": frozenset({"linear"}),
+    "int8_weight": frozenset({"conv", "depthwise_conv", "linear", "embedding"}),
+    "int4_weight": frozenset({"linear"}),
+    "float16": frozenset({"conv", "depthwise_conv", "linear", "embedding"}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a model is to run, as a spec states it.
+
+    >>> Target("onnxruntime").name
+    'onnxruntime-cpu-1t-b1'
+    """
+
+    runtime: str
+    device: str = "cpu"
+    threads: int = 1
+    batch_size: int = 1
+
+    @property
+    def name(self) -> str:
+        """A short id, used in file names and messages."""
+        return f"{self.runtime}-{self.device}-{self.threads}t-b{self.batch_size}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a target accepts, and the quantisation scheme that it runs fast.
+
+    The scheme follows the target: the same graph can be fast in one runtime and slower than fp32 in another.
+    """
+
+    #: per quantize option, the layer kinds for which this runtime runs it
+    quantize: dict[str, frozenset[str]]
+    #: precisions in which the runtime can execute what stays floating point, the first is full precision
+    precisions: tuple[str, ...] = ("float32",)
+    #: the precision that the runtime picks when nobody asks
+    default_precision: str = "float32"
+    #: graph fusions that help (or may help) before quantising
+    fusions: tuple[str, ...] = ("none",)
+    #: activations use zero point 0 (signed) instead of unsigned with any zero point
+    symmetric_activations: bool = False
+    #: convolutions need a quantised output to run as integers
+    quantize_conv_outputs: bool = True
+    #: how "int8_dynamic" is written: "operators" (DynamicQuantizeLinear + MatMulInteger) or "weights"
+    #: (a compressed weight; the runtime quantises the activations itself)
+    dynamic_form: str = "operators"
+
+    def why_not(self, option: str, kind: str) -> str | None:
+        """Returns why a layer of this kind cannot take the option here; None when it can."""
+        if kind not in OPTION_KINDS.get(option, frozenset()):
+            return f"{option} is not defined for {kind} layers"
+        if kind not in self.quantize.get(option, frozenset()):
+            return f"the target does not run {option} on {kind} layers"
+        return None

@@ -1,0 +1,1 @@
+"""The search: budgets, searchers (ask/tell), the controller loop, workers on Ray, the journal."""

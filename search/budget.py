@@ -1,0 +1,79 @@
+"""Upper bounds, what is optimised within them, and how far a measurement is from keeping them."""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from ..evaluators.measurement import Estimate, Measurement
+
+#: bounds of a budget: the attribute, how a person calls it, the factor from its unit to the person's, that unit
+BOUNDS = (
+    ("latency_s", "latency", 1e3, "ms"),
+    ("accuracy_drop", "accuracy_drop", 1.0, ""),
+    ("size_bytes", "size", 1e-6, "MB"),
+    ("peak_memory_bytes", "peak_memory", 1e-6, "MB"),
+)
+
+#: an excess of accuracy drop is counted relative to this at the least, so that a bound of 0 stays usable
+_MIN_DROP_UNIT = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Absolute upper bounds; None where a quantity is free.
+
+    Latencies are compared in normalised seconds: the ratio to the original, timed in turns with it, times
+    ``reference_s``. So trials from a slow minute and from a quick minute of the machine stay comparable.
+
+    >>> budget = Budget(size_bytes=100)
+    >>> budget.violation(Measurement(size_bytes=150))
+    0.5
+    """
+
+    latency_s: float | None = None
+    accuracy_drop: float | None = None
+    size_bytes: float | None = None
+    peak_memory_bytes: float | None = None
+    #: one-sided confidence with which the accuracy drop has to keep its bound
+    confidence: float = 0.8
+    #: latency of the original, measured once at the start of the search
+    reference_s: float | None = None
+
+    def violation(self, measurement: Measurement) -> float:
+        """Returns the sum of relative excesses; 0.0 means feasible, infinity that a bounded number is missing."""
+        return sum(excess for _, excess in self.excesses(measurement))
+
+    def excesses(self, measurement: Measurement) -> list[tuple[str, float]]:
+        """Returns (bound, relative excess ≥ 0) for every bound that is set."""
+        found = []
+        for name, *_ in BOUNDS:
+            bound = getattr(self, name)
+            if bound is None:
+                continue
+            value = self.value_of(name, measurement)
+            unit = max(bound, _MIN_DROP_UNIT) if name == "accuracy_drop" else bound
+            found.append((name, float("inf") if value is None else max(0.0, value - bound) / unit))
+        return found
+
+    def value_of(self, name: str, measurement: Measurement) -> float | None:
+        """Returns what is compared with the bound: normalised latency, the drop with its margin, bytes."""
+        if name == "latency_s":
+            return self.normalised_latency_s(measurement)
+        if name == "accuracy_drop":
+            drop = measurement.accuracy_drop
+            return None if drop is None else pessimistic(drop, self.confidence)
+        value: float | None = getattr(measurement, name)
+        return value
+
+    def normalised_latency_s(self, measurement: Measurement) -> float | None:
+        """Returns the latency in seconds as it would be in the minute in which the original was first timed."""
+        latency = measurement.latency
+        if latency is None:
+            return None
+        if self.reference_s is None or latency.ratio is None:
+            return latency.median_s
+        return latency.ratio * self.reference_s
+
+
+def pessimistic(drop: Estimate, confidence: float) -> float:
+    """Returns the upper end of the one-sided normal interval: mean + z(confidence) × standard error."""
+    return drop.mean + NormalDist().inv_cdf(confidence) * drop.standard_error

@@ -1,0 +1,81 @@
+"""The one protocol behind which every search algorithm stands."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..core.registry import Registry
+from ..spaces.policy import Policy
+from ..spaces.space import Space
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A policy to try; the id is the searcher's own and comes back in `Verdict`."""
+
+    id: int
+    policy: Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What came of a suggestion.
+
+    ``objectives`` are minimised, the first is the search's objective; None means that the trial failed.
+    ``violation`` is 0.0 when the budget is kept.
+    """
+
+    id: int
+    objectives: tuple[float, ...] | None
+    violation: float
+
+
+class Searcher(Protocol):
+    """Proposes policies and learns from verdicts.
+
+    Deterministic: equal seeds, spaces and verdicts give equal suggestions, in whatever order the verdicts
+    of one batch are told. `state_dict` is JSON and restores exactly.
+    """
+
+    def ask(self, n: int) -> list[Suggestion]:
+        """Returns up to n suggestions; fewer, or none, only when the space holds no more that it would try."""
+        ...
+
+    def tell(self, verdicts: Sequence[Verdict]) -> None:
+        """Learns from verdicts on earlier suggestions, by id, in any order."""
+        ...
+
+    def inject(self, policy: Policy, objectives: tuple[float, ...] | None, violation: float) -> None:
+        """Learns from a policy that it did not suggest: a baseline, or a previous run."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the whole state as JSON values."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a state that `state_dict` returned."""
+        ...
+
+
+#: name → factory(space: Space, *, seed: int) -> Searcher
+SEARCHERS: Registry[Searcher] = Registry(
+    "search algorithm",
+    "trimtab.searchers",
+    {
+        "random": "trimtab.search.random_searcher:RandomSearcher",
+        "tpe": "trimtab.search.optuna_searcher:build_tpe",
+        "nsga2": "trimtab.search.optuna_searcher:build_nsga2",
+        "gp": "trimtab.search.optuna_searcher:build_gp",
+        "auto": "trimtab.search.optuna_searcher:build_tpe",
+    },
+)
+
+
+def build_searcher(algorithm: str, space: Space, *, seed: int) -> Searcher:
+    """Makes a searcher by name.
+
+    Raises:
+        SpecError: the name is unknown.
+    """
+    return SEARCHERS.get(algorithm)(space, seed=seed)

@@ -1,0 +1,96 @@
+"""The one protocol behind which trials run: in this process or on Ray."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..compressors.artifact import Artifact
+from ..evaluators.measurement import Measurement
+from ..hw_profiles.latency import Latency
+from ..spaces.policy import Policy
+from .record import Status
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One policy to evaluate."""
+
+    id: int
+    policy: Policy
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a job."""
+
+    id: int
+    status: Status
+    measurement: Measurement = field(default_factory=Measurement)
+    cost_s: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one trial may use before it is stopped; None means unlimited."""
+
+    timeout_s: float | None = 600.0
+    memory_bytes: int | None = None
+
+
+class Workbench(Protocol):
+    """Compresses and scores; lives in a worker and keeps model, data and caches between jobs."""
+
+    def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:
+        """Builds the policy's artifact and fills in everything but latency and peak memory.
+
+        Raises:
+            PolicyError: the policy cannot be built.
+            TransientError: the same job may succeed when retried.
+            MeasurementError: no trustworthy number could be had.
+        """
+        ...
+
+
+class DeviceBench(Protocol):
+    """Times artifacts; lives in the one process that has the device to itself."""
+
+    def measure(self, artifact: Artifact) -> tuple[Latency, int | None]:
+        """Returns the latency, timed in turns with the original, and the peak memory in bytes.
+
+        Raises:
+            MeasurementError: the numbers stayed unstable or the runtime refused the artifact.
+        """
+        ...
+
+
+class BenchFactory(Protocol):
+    """What a pool needs to set up its workers; picklable, carried to every node once."""
+
+    def workbench(self) -> Workbench:
+        """Makes a workbench in the calling process."""
+        ...
+
+    def device_bench(self) -> DeviceBench:
+        """Makes the device bench in the calling process."""
+        ...
+
+
+class WorkerPool(Protocol):
+    """Runs jobs; every job ends in exactly one outcome, whatever happens to the workers."""
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Yields an outcome per job, in the order in which they finish.
+
+        Nothing is compressed or scored on the device's machine while something is measured there.
+        A job whose worker dies, hangs or exceeds its `Limits` is retried once, then FAILED with the cause.
+
+        Raises:
+            TransientError: no worker, or no device, can be had any more; the search should stop and resume later.
+        """
+        ...
+
+    def close(self) -> None:
+        """Gives back every process and resource; may be called twice."""
+        ...

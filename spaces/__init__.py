@@ -1,0 +1,1 @@
+"""What can be chosen: layers, groups, treatments, policies, the space and its encodings."""

@@ -1,0 +1,123 @@
+"""A policy: what happens to every group, and to the graph as a whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..core.errors import SpecError
+from ..core.files import short_digest
+from ..core.names import describe_unknown
+from .treatment import Treatment
+
+CALIBRATIONS = ("minmax", "percentile", "entropy", "mse")
+FUSIONS = ("none", "gelu", "attention", "full")
+#: op families besides the layers themselves that can run on quantised tensors
+EXTRA_OPS = ("add", "pool", "activation", "matmul")
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+_DEFAULT = Treatment()
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTreatment:
+    """What happens to the graph as a whole; it decides as much as any layer."""
+
+    #: subgraphs that are replaced by the runtime's fused operators before quantising
+    fusion: str = "none"
+    #: how activation ranges are chosen from the calibration statistics
+    calibration: str = "minmax"
+    #: families from `EXTRA_OPS` that are quantised where they touch a quantised layer; sorted
+    quantized_ops: tuple[str, ...] = ()
+    #: the precision in which the runtime executes what stays floating point
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, value, allowed in (
+            ("fusion", self.fusion, FUSIONS),
+            ("calibration", self.calibration, CALIBRATIONS),
+            ("precision", self.precision, PRECISIONS),
+            *(("quantized_ops", op, EXTRA_OPS) for op in self.quantized_ops),
+        ):
+            if value not in allowed:
+                raise SpecError(describe_unknown(name, str(value), allowed))
+        object.__setattr__(self, "quantized_ops", tuple(sorted(set(self.quantized_ops))))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the fields as JSON values."""
+        return {
+            "fusion": self.fusion,
+            "calibration": self.calibration,
+            "quantized_ops": list(self.quantized_ops),
+            "precision": self.precision,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "GraphTreatment":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            SpecError: a field is unknown or its value is not allowed.
+        """
+        if not isinstance(value, dict) or not isinstance(value.get("quantized_ops", []), list):
+            raise SpecError(f"the graph's treatment must be an object of fields, got {value!r:.80}")
+        known = [field.name for field in fields(cls)]
+        for key in value:
+            if key not in known:
+                raise SpecError(describe_unknown("graph field", str(key), known))
+        return cls(**{**value, "quantized_ops": tuple(value.get("quantized_ops", []))})
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What happens to every group; canonical, so equivalent policies compare and hash equal.
+
+    Groups that stay untouched are left out, and graph choices without effect fall back to their default:
+    calibration and quantised ops mean nothing where no layer has statically quantised activations.
+
+    >>> Policy({"fc": Treatment()}) == Policy({})
+    True
+    """
+
+    groups: tuple[tuple[str, Treatment], ...]
+    graph: GraphTreatment
+
+    def __init__(self, groups: Mapping[str, Treatment], graph: GraphTreatment | None = None) -> None:
+        graph = graph or GraphTreatment()
+        kept = tuple((name, groups[name]) for name in sorted(groups) if groups[name] != _DEFAULT)
+        if not any(choice.is_static for _, choice in kept):
+            graph = replace(graph, calibration="minmax", quantized_ops=())
+        object.__setattr__(self, "groups", kept)
+        object.__setattr__(self, "graph", graph)
+
+    def __getitem__(self, group: str) -> Treatment:
+        return dict(self.groups).get(group, _DEFAULT)
+
+    @property
+    def id(self) -> str:
+        """A digest of the canonical form."""
+        return short_digest(self.to_json())
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether the policy leaves the model as it is."""
+        return not self.groups and self.graph == GraphTreatment()
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the canonical form as JSON values."""
+        return {
+            "graph": self.graph.to_json(),
+            "groups": {name: treatment.to_json() for name, treatment in self.groups},
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Policy":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            SpecError: the value is not a policy.
+        """
+        if not isinstance(value, dict) or not isinstance(value.get("groups"), dict):
+            raise SpecError("a policy must hold the objects 'graph' and 'groups'")
+        groups = {str(name): Treatment.from_json(entry) for name, entry in value["groups"].items()}
+        return cls(groups, GraphTreatment.from_json(value.get("graph", {})))
+
