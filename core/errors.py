@@ -1,14 +1,14 @@
 """The errors of Trimtab, named by how the controller reacts to them.
 
-    TrimtabError
-    ├── SpecError            stop before any work: the user has to change something
-    │   ├── ModelError       the model cannot be loaded, exported or read
-    │   ├── DataError        the data do not fit the model or the metric
-    │   ├── RunError         a run folder or its journal does not fit what is asked
-    │   └── ArtifactError    an artifact is damaged, altered or unreadable
-    ├── PolicyError          this policy cannot be built: INFEASIBLE, go on
-    ├── TransientError       a worker died, hung or lost its node: retry
-    └── MeasurementError     no trustworthy number could be had: FAILED, go on
+TrimtabError
+├── SpecError            stop before any work: the user has to change something
+│   ├── ModelError       the model cannot be loaded, exported or read
+│   ├── DataError        the data do not fit the model or the metric
+│   ├── RunError         a run folder or its journal does not fit what is asked
+│   └── ArtifactError    an artifact is damaged, altered or unreadable
+├── PolicyError          this policy cannot be built: INFEASIBLE, go on
+├── TransientError       a worker died, hung or lost its node: retry
+└── MeasurementError     no trustworthy number could be had: FAILED, go on
 """
 
 

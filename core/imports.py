@@ -26,7 +26,7 @@ def import_object(path: str, *, noun: str) -> Any:
         sys.path.append(folder)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # noqa: BLE001 - a user's module may raise anything while it is imported
+    except Exception as error:
         raise SpecError(f"{noun} '{path}': module '{module_name}' does not import: {error!r}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

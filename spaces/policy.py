@@ -120,4 +120,3 @@ class Policy:
             raise SpecError("a policy must hold the objects 'graph' and 'groups'")
         groups = {str(name): Treatment.from_json(entry) for name, entry in value["groups"].items()}
         return cls(groups, GraphTreatment.from_json(value.get("graph", {})))
-

@@ -70,9 +70,7 @@ class Space:
             raise PolicyError(f"a vector must have {len(sizes)} entries within {sizes}, got {entries}")
         n_groups = len(self.groups)
         chosen = {g.name: o[e] for g, o, e in zip(self.groups, self.options, entries[:n_groups], strict=True)}
-        graph = {
-            name: getattr(self.graph, name)[e] for name, e in zip(_GRAPH_CHOICES, entries[n_groups:], strict=True)
-        }
+        graph = {name: getattr(self.graph, name)[e] for name, e in zip(_GRAPH_CHOICES, entries[n_groups:], strict=True)}
         return Policy(chosen, GraphTreatment(**graph))
 
     def encode(self, policy: Policy) -> np.ndarray:

@@ -78,6 +78,11 @@ class Treatment:
         return cls(**value)
 
 
+def _check(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise SpecError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
 #: the values of ``quantize:`` in a spec
 QUANTIZE_OPTIONS: dict[str, Treatment] = {
     "none": Treatment(),
@@ -87,8 +92,3 @@ QUANTIZE_OPTIONS: dict[str, Treatment] = {
     "int8_weight": Treatment(weight_dtype="int8"),
     "int4_weight": Treatment(weight_dtype="int4", granularity="block32"),
 }
-
-
-def _check(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise SpecError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
