@@ -52,8 +52,9 @@ class Capabilities:
     default_precision: str = "float32"
     #: graph fusions that help (or may help) before quantising
     fusions: tuple[str, ...] = ("none",)
-    #: activations use zero point 0 (signed) instead of unsigned with any zero point
-    symmetric_activations: bool = False
+    #: codes of int8 activations: "asymmetric" (uint8, any zero point), "symmetric" (zero point 0; uint8 where
+    #: nothing is negative, else int8) or "symmetric_signed" (int8, zero point 0)
+    activation_codes: str = "asymmetric"
     #: convolutions need a quantised output to run as integers
     quantize_conv_outputs: bool = True
     #: how "int8_dynamic" is written: "operators" (DynamicQuantizeLinear + MatMulInteger) or "weights"

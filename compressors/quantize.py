@@ -1,0 +1,331 @@
+"""A policy's quantisation written into the graph: explicit QDQ, dynamic operators, compressed weights."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from ..core.errors import PolicyError
+from ..hw_profiles.target import Capabilities
+from ..spaces.treatment import Treatment
+from .activations import ActivationScale, activation_scale, extra_nodes, fused_output
+from .calibration import Range
+from .graph import add_initializer, drop_unused_initializers, weight_of
+from .weights import BlockWeight, QuantizedWeight, quantize_blocks, quantize_weight
+
+_INT32_MAX = 2**31 - 1
+
+T = TypeVar("T")
+
+
+@dataclass
+class WeightBank:
+    """The treated weights of a model, each made at most once; lives as long as the worker."""
+
+    _made: dict[tuple[object, ...], object] = field(default_factory=dict)
+
+    def per_channel(self, name: str, weight: np.ndarray, axis: int | None) -> QuantizedWeight:
+        """Returns the int8 weight with one scale per index of ``axis`` (or one in all)."""
+        return self._get((name, "int8", axis), lambda: quantize_weight(weight, axis=axis))
+
+    def blocks(self, name: str, weight: np.ndarray, *, bits: int, block_size: int) -> BlockWeight:
+        """Returns the weight in blocks for MatMulNBits."""
+        return self._get((name, bits, block_size), lambda: quantize_blocks(weight, bits=bits, block_size=block_size))
+
+    def half(self, name: str, weight: np.ndarray) -> np.ndarray:
+        """Returns the weight in float16; values beyond its range are clipped to the largest it holds."""
+        limit = np.finfo(np.float16).max
+        return self._get((name, "float16"), lambda: np.clip(weight, -limit, limit).astype(np.float16))
+
+    def _get(self, key: tuple[object, ...], make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]  # type: ignore[return-value]
+
+
+@dataclass
+class QuantizationPlan:
+    """What the builder needs to know besides the graph."""
+
+    #: layer name → treatment; layers that are missing stay as they are
+    treatments: Mapping[str, Treatment]
+    quantized_ops: tuple[str, ...]
+    #: value name → calibrated range
+    ranges: Mapping[str, Range]
+    scheme: Capabilities
+    bank: WeightBank
+
+
+def quantize_graph(graph: ir.Graph, plan: QuantizationPlan) -> None:
+    """Rewrites the graph in place (the caller owns a copy).
+
+    Raises:
+        PolicyError: a treatment cannot be written for its layer; the message names it.
+    """
+    static = {name: t for name, t in plan.treatments.items() if t.is_static}
+    layers = [(node, weight) for node in graph if (weight := weight_of(node)) is not None]
+    treated = [
+        (node, weight, plan.treatments[name])
+        for node, weight in layers
+        if (name := str(weight.name).removesuffix(".weight")) in plan.treatments
+    ]
+    extras = extra_nodes(graph, plan.quantized_ops, static)
+    writer = _Writer(graph, plan)
+    points = [(node, fused_output(node)) for node, _, t in treated if t.is_static]
+    for node, output in points:
+        writer.quantize_input(node, 0)
+        if node.op_type == "Conv" and plan.scheme.quantize_conv_outputs:
+            writer.quantize_output(output)
+    for node in extras:
+        output = fused_output(node)
+        for position, value in enumerate(node.inputs):
+            if value is not None and value.const_value is None and (position == 0 or node.op_type != "Clip"):
+                writer.quantize_input(node, position)
+        writer.quantize_output(output)
+    for node, weight, treatment in treated:
+        writer.write_weight(node, weight, treatment)
+    drop_unused_initializers(graph)
+
+
+class _Writer:
+    """Edits one graph; remembers which values have been quantised already."""
+
+    def __init__(self, graph: ir.Graph, plan: QuantizationPlan) -> None:
+        self.graph = graph
+        self.plan = plan
+        #: value → its dequantised twin
+        self._twins: dict[ir.Value, ir.Value] = {}
+        self._scales: dict[ir.Value, ActivationScale] = {}
+        #: value → (codes, scale, zero point) of its dynamic quantisation
+        self._dynamic: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self._stored: dict[tuple[object, ...], ir.Value] = {}
+
+    # -- activations ------------------------------------------------------------------------------
+
+    def quantize_input(self, node: ir.Node, position: int) -> None:
+        """Lets this one node read the quantised twin of its input."""
+        value = node.inputs[position]
+        if value is None or value in self._twins.values():
+            return
+        node.replace_input_with(position, self._twin(value))
+
+    def quantize_output(self, value: ir.Value) -> None:
+        """Lets every reader of the value read its quantised twin; graph outputs stay exact."""
+        if value.is_graph_output():
+            return
+        twin = self._twin(value)
+        quantize = twin.producer().inputs[0].producer()  # type: ignore[union-attr]
+        for user, position in list(value.uses()):
+            if user is not quantize:
+                user.replace_input_with(position, twin)
+
+    def _twin(self, value: ir.Value) -> ir.Value:
+        if value in self._twins:
+            return self._twins[value]
+        if value.name not in self.plan.ranges:
+            raise PolicyError(f"there are no calibration statistics for the value '{value.name}'")
+        chosen = activation_scale(self.plan.ranges[value.name], self.plan.scheme.activation_codes)
+        scale = add_initializer(self.graph, f"{value.name}_scale", np.asarray(chosen.scale))
+        zero = add_initializer(self.graph, f"{value.name}_zero_point", np.asarray(chosen.zero_point))
+        quantize = self._after(value, ir.node("QuantizeLinear", [value, scale, zero]), f"{value.name}_quantized")
+        twin = self._after(quantize, ir.node("DequantizeLinear", [quantize, scale, zero]), f"{value.name}_dequantized")
+        self._twins[value], self._scales[twin] = twin, chosen
+        return twin
+
+    def _after(self, value: ir.Value, node: ir.Node, name: str) -> ir.Value:
+        """Inserts a node right behind the value's producer (or at the start) and names its output."""
+        producer = value.producer()
+        node.outputs[0].name, node.name = name, f"{name}_node"
+        if producer is not None:
+            self.graph.insert_after(producer, node)
+        else:
+            self.graph.insert_before(self.graph[0], node)
+        return node.outputs[0]
+
+    # -- weights ----------------------------------------------------------------------------------
+
+    def write_weight(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
+        """Stores the weight as the treatment says and connects the node to it."""
+        if treatment.weight_dtype == "float16":
+            self._write_half(node, weight)
+        elif treatment.weight_dtype == "int4" or treatment.granularity.startswith("block"):
+            self._write_blocks(node, weight, treatment)
+        elif node.op_type == "Gather":
+            self._write_embedding(node, weight)
+        elif treatment.activation_range == "dynamic" and self.plan.scheme.dynamic_form == "operators":
+            self._write_dynamic(node, weight)
+        else:
+            self._write_channels(node, weight, treatment)
+
+    def _name(self, weight: ir.Value) -> str:
+        return str(weight.name).removesuffix(".weight")
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """Returns the initialiser of this name, made on first use: layers that share a weight share it still."""
+        if (name,) not in self._stored:
+            self._stored[(name,)] = add_initializer(self.graph, name, array)
+        return self._stored[(name,)]
+
+    def _write_half(self, node: ir.Node, weight: ir.Value) -> None:
+        half = self._constant(f"{weight.name}_float16", self.plan.bank.half(self._name(weight), _array(weight)))
+        position = node.inputs.index(weight)
+        is_embedding = node.op_type == "Gather"
+        if is_embedding:  # cast what was looked up, not the table
+            node.replace_input_with(position, half)
+            node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT16)
+            self._insert_behind(node, lambda out: [ir.node("Cast", [out], {"to": int(ir.DataType.FLOAT)})])
+            return
+        cast = ir.node("Cast", [half], {"to": int(ir.DataType.FLOAT)}, name=f"{half.name}_cast_{node.name}")
+        cast.outputs[0].name = f"{cast.name}_output"
+        self.graph.insert_before(node, cast)
+        node.replace_input_with(position, cast.outputs[0])
+
+    def _write_embedding(self, node: ir.Node, weight: ir.Value) -> None:
+        """Looks up int8 rows and the scale of each row."""
+        stored = self.plan.bank.per_channel(self._name(weight), _array(weight), 0)
+        codes = self._constant(f"{weight.name}_int8", stored.codes)
+        scales = self._constant(f"{weight.name}_scale", stored.scale[:, None])
+        rows = ir.node("Gather", [scales, node.inputs[1]], name=f"{node.name}_scale")
+        rows.outputs[0].name = f"{node.outputs[0].name}_scale"
+        self.graph.insert_before(node, rows)
+        node.replace_input_with(0, codes)
+        node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
+        cast_to = {"to": int(ir.DataType.FLOAT)}
+
+        def scaled(out: ir.Value) -> list[ir.Node]:
+            cast = ir.node("Cast", [out], cast_to)
+            return [cast, ir.node("Mul", [cast.outputs[0], rows.outputs[0]])]
+
+        self._insert_behind(node, scaled)
+
+    def _write_channels(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
+        """Stores int8 codes with a DequantizeLinear; for static layers the bias of a convolution too."""
+        axis = None if treatment.granularity == "tensor" else (1 if node.op_type == "MatMul" else 0)
+        name = self._name(weight)
+        stored = self.plan.bank.per_channel(name, _array(weight), axis)
+        input_scale = self._scales.get(node.inputs[0]) if treatment.is_static else None
+        has_bias = node.op_type == "Conv" and len(node.inputs) > 2 and node.inputs[2] is not None
+        if has_bias and input_scale is not None and self.plan.scheme.quantize_conv_outputs:
+            stored = self._write_bias(node, stored, _array(weight), float(input_scale.scale))
+        suffix = "_int8" if axis is not None else "_int8_tensor"
+        codes = self._constant(f"{weight.name}{suffix}", stored.codes)
+        scale = self._constant(f"{weight.name}{suffix}_scale", stored.scale)
+        zero = self._constant(f"{weight.name}{suffix}_zero_point", np.zeros(stored.scale.shape, np.int8))
+        attributes = {} if axis is None else {"axis": axis}
+        dequantize = ir.node(
+            "DequantizeLinear", [codes, scale, zero], attributes, name=f"{weight.name}_dequantize_{node.name}"
+        )
+        dequantize.outputs[0].name = f"{dequantize.name}_output"
+        self.graph.insert_before(node, dequantize)
+        node.replace_input_with(1, dequantize.outputs[0])
+
+    def _write_bias(
+        self, node: ir.Node, stored: QuantizedWeight, weight: np.ndarray, input_scale: float
+    ) -> QuantizedWeight:
+        """Stores a convolution's bias as int32 with scale input × weight, as integer kernels add it.
+
+        Where a bias is too large for that, the weight's scale is raised until it fits, and the weight rounded anew.
+        """
+        bias = _array(node.inputs[2])
+        floor = (np.abs(bias) / (input_scale * _INT32_MAX)).astype(np.float32)
+        if (np.broadcast_to(stored.scale, bias.shape) < floor).any():
+            scale = np.maximum(stored.scale, floor if stored.scale.ndim else floor.max())
+            divisor = scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
+            stored = QuantizedWeight(np.clip(np.rint(weight / divisor), -127, 127).astype(np.int8), scale, stored.axis)
+        scale = (np.float32(input_scale) * stored.scale).astype(np.float32)
+        codes = np.clip(np.rint(bias / scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
+        prefix = f"{node.inputs[2].name}_{node.name}"
+        codes_value = add_initializer(self.graph, f"{prefix}_int32", codes)
+        scale_value = add_initializer(self.graph, f"{prefix}_scale", scale)
+        zero = add_initializer(self.graph, f"{prefix}_zero_point", np.zeros(scale.shape, np.int32))
+        attributes = {"axis": 0} if scale.ndim else {}
+        dequantize = ir.node(
+            "DequantizeLinear", [codes_value, scale_value, zero], attributes, name=f"{prefix}_dequantize"
+        )
+        dequantize.outputs[0].name = f"{prefix}_dequantized"
+        self.graph.insert_before(node, dequantize)
+        node.replace_input_with(2, dequantize.outputs[0])
+        return stored
+
+    def _write_dynamic(self, node: ir.Node, weight: ir.Value) -> None:
+        """Writes y = cast(x_codes · w_codes) × (x_scale × w_scale), which ONNX Runtime fuses into one kernel."""
+        stored = self.plan.bank.per_channel(self._name(weight), _array(weight), 1)
+        codes = self._constant(f"{weight.name}_int8", stored.codes)
+        scale = self._constant(f"{weight.name}_int8_scale", stored.scale)
+        zero = self._constant(f"{weight.name}_int8_zero_point", np.zeros(stored.scale.shape, np.int8))
+        x_codes, x_scale, x_zero = self._dynamic_input(node.inputs[0])
+        product = ir.node("MatMulInteger", [x_codes, codes, x_zero, zero], name=f"{node.name}_integer")
+        product.outputs[0].name = f"{node.outputs[0].name}_integer"
+        cast = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}_cast")
+        cast.outputs[0].name = f"{node.outputs[0].name}_cast"
+        scales = ir.node("Mul", [x_scale, scale], name=f"{node.name}_scales")
+        scales.outputs[0].name = f"{node.outputs[0].name}_scales"
+        scaled = ir.node("Mul", [cast.outputs[0], scales.outputs[0]], name=f"{node.name}_scaled")
+        for new in (product, cast, scales, scaled):
+            self.graph.insert_before(node, new)
+        self._replace(node, scaled)
+
+    def _dynamic_input(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        if value not in self._dynamic:
+            quantize = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
+            self._after(value, quantize, f"{value.name}_dynamic")
+            for output, suffix in zip(quantize.outputs[1:], ("scale", "zero_point"), strict=True):
+                output.name = f"{value.name}_dynamic_{suffix}"
+            self._dynamic[value] = tuple(quantize.outputs)  # type: ignore[assignment]
+        return self._dynamic[value]
+
+    def _write_blocks(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
+        block_size = int(treatment.granularity.removeprefix("block"))
+        bits = 4 if treatment.weight_dtype == "int4" else 8
+        if node.op_type != "MatMul":
+            raise PolicyError(f"layer {self._name(weight)}: block-wise weights exist for linear layers only")
+        stored = self.plan.bank.blocks(self._name(weight), _array(weight), bits=bits, block_size=block_size)
+        n_inputs, n_outputs = _array(weight).shape
+        codes = self._constant(f"{weight.name}_int{bits}", stored.codes)
+        scales = self._constant(f"{weight.name}_int{bits}_scale", stored.scales)
+        product = ir.node(
+            "MatMulNBits",
+            [node.inputs[0], codes, scales],
+            {"K": n_inputs, "N": n_outputs, "bits": bits, "block_size": block_size},
+            domain="com.microsoft",
+            name=f"{node.name}_int{bits}",
+        )
+        self.graph.insert_before(node, product)
+        self.graph.opset_imports.setdefault("com.microsoft", 1)
+        self._replace(node, product)
+
+    # -- edits ------------------------------------------------------------------------------------
+
+    def _replace(self, node: ir.Node, successor: ir.Node) -> None:
+        old, new = node.outputs[0], successor.outputs[0]
+        new.shape, new.type = old.shape, old.type
+        name = old.name
+        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+        self.graph.remove(node, safe=True)
+        old.name = None
+        new.name = name
+
+    def _insert_behind(self, node: ir.Node, make: Callable[[ir.Value], list[ir.Node]]) -> None:
+        """Puts nodes between a node's output and its readers; the last one takes over the output's name."""
+        output = node.outputs[0]
+        name, readers, was_output = output.name, list(output.uses()), output.is_graph_output()
+        nodes = make(output)
+        self.graph.insert_after(node, nodes)
+        final = nodes[-1].outputs[0]
+        for user, position in readers:
+            user.replace_input_with(position, final)
+        if was_output:
+            self.graph.outputs[self.graph.outputs.index(output)] = final
+        output.name = f"{name}_stored"
+        for n, new in enumerate(nodes):
+            new.name = f"{node.name}_stored_{n}"
+            new.outputs[0].name = f"{name}_stored_{n}"
+        final.name, final.type, final.shape = name, ir.TensorType(ir.DataType.FLOAT), output.shape
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    if value is None or value.const_value is None:
+        raise PolicyError("a weight or bias is not constant")
+    return value.const_value.numpy()

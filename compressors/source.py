@@ -1,0 +1,165 @@
+"""Where a model comes from: a callable that returns an ``nn.Module``, the module itself, or an ``.onnx`` file."""
+
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from ..core.errors import ModelError
+from ..core.imports import import_object
+
+_log = logging.getLogger(__name__)
+
+#: ONNX files larger than this are refused; protobuf cannot hold more in one message
+MAX_MODEL_BYTES = 2**31 - 1
+
+#: the TorchScript exporter's newest opset; see docs/adr/0002
+_OPSET = 17
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model as ONNX, with what is known of its origin."""
+
+    #: serialised ONNX as exported or read, weights inside
+    onnx_bytes: bytes
+    #: torch parameter name → float32 array; empty for an ``.onnx`` input
+    parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+def load_source(model: Any) -> ModelSource:
+    """Loads a model.
+
+    Args:
+        model: ``module:callable`` or the callable itself (returning an ``nn.Module``, or the pair of an
+            ``nn.Module`` and its example inputs), an ``nn.Module`` with an attribute ``example_inputs``,
+            or the path of an ``.onnx`` file.
+
+    Raises:
+        ModelError: the model cannot be found, read or exported; the message says what to change.
+    """
+    if isinstance(model, str | Path) and str(model).endswith(".onnx"):
+        return ModelSource(_read_onnx(Path(model)))
+    if isinstance(model, str | Path):
+        model = import_object(str(model), noun="model")
+    found = model
+    if callable(model) and not hasattr(model, "named_parameters"):
+        try:
+            found = model()
+        except ModelError:
+            raise
+        except Exception as error:
+            raise ModelError(f"the model's callable failed: {error!r}") from error
+    module, example_inputs = found if isinstance(found, tuple) and len(found) == 2 else (found, None)
+    if not hasattr(module, "named_parameters"):
+        raise ModelError(f"the model must be an nn.Module or an .onnx path, got {type(module).__name__}")
+    if example_inputs is None:
+        example_inputs = getattr(module, "example_inputs", None)
+    return _export_torch(module, example_inputs)
+
+
+def _read_onnx(path: Path) -> bytes:
+    if not path.is_file():
+        raise ModelError(f"model {path} does not exist")
+    try:
+        proto = onnx.load(path)
+        onnx.checker.check_model(proto, full_check=False)
+    except Exception as error:
+        raise ModelError(f"model {path} is not a valid ONNX file: {error}") from error
+    if proto.ByteSize() > MAX_MODEL_BYTES:
+        raise ModelError(f"model {path} has {proto.ByteSize()} bytes; at most {MAX_MODEL_BYTES} are supported")
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _export_torch(module: Any, example_inputs: Any) -> ModelSource:
+    import torch
+
+    inputs = _named_inputs(module, example_inputs)
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = _export_either_way(module, inputs)
+    finally:
+        module.train(was_training)
+    parameters = {name: value.detach().cpu().float().numpy() for name, value in module.named_parameters()}
+    return ModelSource(content, parameters)
+
+
+def _named_inputs(module: Any, example_inputs: Any) -> dict[str, Any]:
+    """Returns forward-argument name → example tensor."""
+    import inspect
+
+    if example_inputs is None:
+        raise ModelError(
+            "the model has no example inputs; set model.example_inputs to a dict of forward argument → tensor, "
+            "or return (model, example_inputs)"
+        )
+    if isinstance(example_inputs, Mapping):
+        return dict(example_inputs)
+    values = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    names = list(inspect.signature(module.forward).parameters)
+    if len(values) > len(names):
+        raise ModelError(f"the model takes {len(names)} inputs ({', '.join(names)}), got {len(values)} example inputs")
+    return dict(zip(names, values, strict=False))
+
+
+def _export_either_way(module: Any, inputs: dict[str, Any]) -> bytes:
+    """Exports with the TorchScript exporter, and with torch.export where that one fails (docs/adr/0002)."""
+    first_error: Exception
+    try:
+        return _export_torchscript(module, inputs)
+    except Exception as error:  # exporters raise anything
+        _log.info("the TorchScript exporter failed (%s); trying torch.export", _first_line(error))
+        first_error = error
+    try:
+        return _export_dynamo(module, inputs)
+    except Exception as error:
+        raise ModelError(
+            f"the model cannot be exported to ONNX; TorchScript: {_first_line(first_error)}; "
+            f"torch.export: {_first_line(error)}"
+        ) from error
+
+
+def _export_torchscript(module: Any, inputs: dict[str, Any]) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        module,
+        kwargs=inputs,
+        f=buffer,
+        dynamo=False,
+        opset_version=_OPSET,
+        input_names=list(inputs),
+        dynamic_axes={name: {0: "batch"} for name in inputs},
+    )
+    return buffer.getvalue()
+
+
+def _export_dynamo(module: Any, inputs: dict[str, Any]) -> bytes:
+    import torch
+
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    program = torch.onnx.export(
+        module,
+        kwargs=inputs,
+        dynamo=True,
+        input_names=list(inputs),
+        dynamic_shapes={name: {0: batch} for name in inputs},
+        verbose=False,
+    )
+    content: bytes = program.model_proto.SerializeToString()
+    return content
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
