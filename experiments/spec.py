@@ -1,0 +1,232 @@
+"""The spec: what a user states. The same as YAML (see `spec_file`) or as Python objects."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ..core.names import describe_unknown
+from ..hw_profiles.target import Target
+from ..spaces.policy import CALIBRATIONS, EXTRA_OPS, FUSIONS, PRECISIONS
+from ..spaces.treatment import QUANTIZE_OPTIONS
+from .quantities import parse_bytes, parse_duration, parse_latency, parse_size
+
+
+def _known(noun: str, names: tuple[str, ...], known: Any) -> tuple[str, ...]:
+    if not names:
+        raise ValueError(f"needs at least one {noun}")
+    for name in names:
+        if name not in known:
+            raise ValueError(describe_unknown(noun, name, known))
+    if len(set(names)) != len(names):
+        raise ValueError(f"names a {noun} twice: {', '.join(names)}")
+    return names
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+
+
+class TargetSpec(_Part):
+    """Where the model is to run."""
+
+    #: a registered runtime (``onnxruntime``, ``openvino``) or ``module:callable``
+    runtime: str
+    device: str = "cpu"
+    #: threads that one inference may use
+    threads: int = Field(default=1, ge=1, le=1024)
+    #: samples in one inference
+    batch_size: int = Field(default=1, ge=1, le=65536)
+
+    def to_target(self) -> Target:
+        """Returns the same as a `Target`."""
+        return Target(self.runtime, self.device, self.threads, self.batch_size)
+
+
+class RuleSpec(_Part):
+    """Options for some layers; a later rule replaces what an earlier one said."""
+
+    #: a glob over layer names (``encoder.*``), or ``kind:`` and a kind
+    layers: str = Field(min_length=1)
+    #: names from `QUANTIZE_OPTIONS`; omitted: what earlier rules said
+    quantize: tuple[str, ...] | None = None
+
+    @field_validator("quantize")
+    @classmethod
+    def _known_options(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else _known("quantize option", value, QUANTIZE_OPTIONS)
+
+
+class GraphSpec(_Part):
+    """Alternatives for the graph as a whole; omitted ones are what the target offers."""
+
+    fusion: tuple[str, ...] | None = None
+    calibration: tuple[str, ...] | None = None
+    quantized_ops: tuple[tuple[str, ...], ...] | None = None
+    precision: tuple[str, ...] | None = None
+
+    @field_validator("fusion")
+    @classmethod
+    def _known_fusions(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else _known("fusion", value, FUSIONS)
+
+    @field_validator("calibration")
+    @classmethod
+    def _known_calibrations(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else _known("calibration", value, CALIBRATIONS)
+
+    @field_validator("precision")
+    @classmethod
+    def _known_precisions(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        return None if value is None else _known("precision", value, PRECISIONS)
+
+    @field_validator("quantized_ops")
+    @classmethod
+    def _known_ops(cls, value: tuple[tuple[str, ...], ...] | None) -> tuple[tuple[str, ...], ...] | None:
+        if value is not None and not value:
+            raise ValueError("needs at least one alternative; [[]] means none but the layers themselves")
+        for alternative in value or ():
+            for op in alternative:
+                _known("quantized op", (op,), EXTRA_OPS)
+        return value
+
+
+class BudgetSpec(_Part):
+    """Upper bounds; relative ones (``0.5x``) refer to the original in float32."""
+
+    latency: str | float | None = None
+    #: absolute drop of the metric, for example 0.01 for one point of accuracy
+    accuracy_drop: float | None = Field(default=None, ge=0, lt=1)
+    size_mb: str | float | None = None
+    peak_memory_mb: str | float | None = None
+    #: one-sided confidence with which the drop has to keep its bound, given its standard error
+    confidence: float = Field(default=0.8, ge=0.5, lt=1)
+    #: known, and refused until a target can measure it
+    energy_mj: str | float | None = None
+
+    @field_validator("latency")
+    @classmethod
+    def _latency(cls, value: str | float | None) -> str | float | None:
+        if value is not None:
+            parse_latency(value)
+        return value
+
+    @field_validator("size_mb", "peak_memory_mb")
+    @classmethod
+    def _size(cls, value: str | float | None) -> str | float | None:
+        if value is not None:
+            parse_size(value)
+        return value
+
+    @field_validator("energy_mj")
+    @classmethod
+    def _energy(cls, value: str | float | None) -> None:
+        if value is not None:
+            raise ValueError("no target can measure energy yet; remove this bound")
+
+
+class SearchSpec(_Part):
+    """How to search."""
+
+    #: a registered algorithm: auto, random, tpe, nsga2, gp
+    algorithm: str = "auto"
+    #: policies to evaluate, the baselines among them
+    trials: int = Field(default=60, ge=1, le=1_000_000)
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    time_limit: str | float | None = None
+    #: stop after so many trials without improvement
+    patience: int | None = Field(default=None, ge=1)
+    #: policies proposed at a time; part of the trace, unlike the number of workers
+    batch: int = Field(default=4, ge=1, le=1024)
+
+    @field_validator("time_limit")
+    @classmethod
+    def _duration(cls, value: str | float | None) -> str | float | None:
+        if value is not None:
+            parse_duration(value)
+        return value
+
+
+class WorkersSpec(_Part):
+    """Where trials run."""
+
+    #: ``inline`` (this process), ``local`` (Ray here), ``auto`` or ``ray://host:port`` (an existing cluster)
+    address: str = "local"
+    count: int = Field(default=1, ge=1, le=4096)
+    #: a trial that takes longer is stopped, retried once, then FAILED
+    trial_timeout: str | float = "10m"
+    memory_limit: str | float | None = None
+
+    @field_validator("trial_timeout")
+    @classmethod
+    def _duration(cls, value: str | float) -> str | float:
+        parse_duration(value)
+        return value
+
+    @field_validator("memory_limit")
+    @classmethod
+    def _bytes(cls, value: str | float | None) -> str | float | None:
+        if value is not None:
+            parse_bytes(value)
+        return value
+
+
+class TimingSpec(_Part):
+    """How latency is measured."""
+
+    #: timed runs at the least, each in turns with the original
+    runs: int = Field(default=30, ge=30, le=100_000)
+    #: measure peak memory of every trial (about a second each); always done when the budget bounds it
+    peak_memory: bool = False
+
+
+class Spec(_Part):
+    """A whole search, validated.
+
+    >>> spec = Spec(model="zoo:resnet8", data="data:digits", target={"runtime": "onnxruntime"})
+    >>> spec.search.trials
+    60
+    """
+
+    name: str = Field(default="search", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    #: ``module:callable``, a path to an ``.onnx`` file, or the object itself
+    model: Any
+    #: ``module:callable`` returning a `Dataset`, or the `Dataset` itself
+    data: Any
+    target: TargetSpec
+    space: tuple[RuleSpec, ...] = (RuleSpec(layers="*", quantize=tuple(QUANTIZE_OPTIONS)),)
+    graph: GraphSpec = GraphSpec()
+    budget: BudgetSpec = BudgetSpec()
+    objective: Literal["latency", "accuracy", "size", "peak_memory"] = "latency"
+    search: SearchSpec = SearchSpec()
+    workers: WorkersSpec = WorkersSpec()
+    timing: TimingSpec = TimingSpec()
+
+    @field_validator("model", "data")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        if value is None or value == "":
+            raise ValueError("must be module:callable, for example my_package.zoo:build")
+        if isinstance(value, str) and ":" not in value and not value.endswith(".onnx"):
+            raise ValueError(f"must be module:callable or a path ending in .onnx, got '{value}'")
+        return value
+
+    @model_validator(mode="after")
+    def _has_space(self) -> "Spec":
+        if not self.space:
+            raise ValueError("space: needs at least one rule, for example {layers: '*', quantize: [none, int8]}")
+        return self
+
+    @property
+    def is_reproducible(self) -> bool:
+        """Whether model and data are named, so that a file can hold the whole spec."""
+        return isinstance(self.model, str) and isinstance(self.data, str)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the resolved spec as JSON values; objects become a note of their type."""
+        raw = self.model_copy(update={"model": _name(self.model), "data": _name(self.data)})
+        value: dict[str, Any] = raw.model_dump(mode="json", exclude_none=True)
+        return value
+
+
+def _name(value: Any) -> str:
+    return value if isinstance(value, str) else f"<{type(value).__module__}.{type(value).__qualname__} object>"

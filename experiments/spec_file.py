@@ -1,0 +1,123 @@
+"""Specs from YAML files, recipes by name, and messages that say where and what to do."""
+
+import difflib
+import sys
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from ..core.errors import SpecError
+from ..core.files import read_text
+from ..core.names import describe_unknown
+from .spec import Spec
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases (they can blow up) and without keys that are given twice."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not accepted")
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call]
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if twice:
+            raise yaml.YAMLError(f"the key '{twice[0]}' is given twice (line {node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
+
+
+def load_spec(source: str | Path | Mapping[str, Any] | Spec) -> Spec:
+    """Reads a spec.
+
+    Args:
+        source: a path of a YAML file, the bare name of a recipe (``digits``), a mapping, or a `Spec`.
+
+    Raises:
+        SpecError: naming the file, the key, what was got and what to do.
+    """
+    if isinstance(source, Spec):
+        return source
+    if isinstance(source, Mapping):
+        return validate_spec(source, where="the spec")
+    path = find_spec(str(source))
+    try:
+        content = yaml.load(read_text(path, noun="spec"), Loader=_PlainLoader)  # noqa: S506 - a safe loader
+    except (yaml.YAMLError, RecursionError) as error:
+        raise SpecError(f"spec {path} is not YAML that can be read: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"spec {path} must be a mapping of keys (name, model, data, target …)")
+    folder = path.resolve().parent
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    model = content.get("model")
+    if isinstance(model, str) and model.endswith(".onnx") and not Path(model).is_absolute():
+        beside = folder / model
+        content["model"] = str(beside if beside.exists() else Path(model).resolve())
+    return validate_spec(content, where=f"spec {path}")
+
+
+def find_spec(name: str) -> Path:
+    """Returns the file of a spec: a path as it is, a bare name from the recipes.
+
+    Raises:
+        SpecError: there is no such file and no such recipe; the message lists the recipes.
+    """
+    if Path(name).exists():
+        return Path(name)
+    recipes = list_recipes()
+    if name in recipes:
+        return recipes[name]
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        raise SpecError(f"spec {name} does not exist; recipes that can be named: {', '.join(sorted(recipes))}")
+    raise SpecError(describe_unknown("recipe", name, recipes))
+
+
+def list_recipes() -> dict[str, Path]:
+    """Returns recipe name → file."""
+    folder = Path(str(resources.files("trimtab.experiments.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def validate_spec(content: Mapping[str, Any], *, where: str) -> Spec:
+    """Turns a mapping into a spec.
+
+    Raises:
+        SpecError: one line per problem, with the key and the remedy.
+    """
+    try:
+        return Spec(**content)
+    except ValidationError as error:
+        lines = [_explain(dict(problem)) for problem in error.errors(include_url=False)]
+        raise SpecError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from error
+    except TypeError as error:
+        raise SpecError(f"{where}: keys must be words: {error}") from error
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    path = [str(part) for part in problem["loc"] if not str(part).startswith(("function", "tuple", "str", "float"))]
+    key = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        return f"unknown key '{key}'; {hint}known keys here: {', '.join(known)}"
+    if problem["type"] == "missing":
+        return f"key '{key}' is missing; add it"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    model: type[BaseModel] = Spec
+    for part in path:
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        for candidate in (annotation, *getattr(annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                model = candidate
+    return list(model.model_fields)
