@@ -29,10 +29,10 @@ _WARM_UP_WINDOW = 3
 class TimingSettings:
     """How long to time, and what is too unquiet to believe.
 
-    The two limits are loose on purpose. Measured on a shared 2-core Xeon, a model against itself, 0.3 s each: with one
+    The limits are loose on purpose. Measured on a shared 2-core Xeon, a model against itself, 0.3 s each: with one
     thread the interquartile range was 4 to 9 % of the median and the ratio 0.97 to 1.01; with as many threads as
-    cores it reached 49 %, and the ratio still lay in 0.92 to 1.06. What the limits refuse are machines on which the
-    median itself is a matter of luck.
+    cores it reached 52 %, and the ratio still lay in 0.92 to 1.06. With enough runs a wide spread does little harm;
+    what the limits refuse are times whose median is a matter of luck.
     """
 
     #: rounds of warm-up at most; it ends sooner once the runs no longer get faster
@@ -46,6 +46,8 @@ class TimingSettings:
     max_time_s: float = 120.0
     #: interquartile range over median, of every executable
     max_spread: float = 1.0
+    #: width of the median's 95 % confidence interval over the median, of every executable
+    max_uncertainty: float = 0.25
     #: how far the median of the ratio candidate / reference may move from the first half of the runs to the second
     max_drift: float = 0.2
     #: how often to time again before giving up
@@ -219,6 +221,9 @@ def _find_instability(times_s: np.ndarray, settings: TimingSettings) -> str:
     spread = float(np.max((high - low) / median))
     if spread > settings.max_spread:
         return f"the spread (interquartile range over median) was {spread:.0%}, more than {settings.max_spread:.0%}"
+    uncertainty = float(np.max(median_interval(times_s) / median))
+    if uncertainty > settings.max_uncertainty:
+        return f"the median was known to {uncertainty:.0%} only, more than {settings.max_uncertainty:.0%}"
     ratios = times_s / times_s[:, :1].clip(min=1e-9)
     half = len(ratios) // 2
     first, second = np.median(ratios[:half], axis=0), np.median(ratios[half:], axis=0)
@@ -226,6 +231,20 @@ def _find_instability(times_s: np.ndarray, settings: TimingSettings) -> str:
     if drift > settings.max_drift:
         return f"the ratio to the original moved by {drift:.0%} while timing, more than {settings.max_drift:.0%}"
     return ""
+
+
+def median_interval(times_s: np.ndarray) -> np.ndarray:
+    """Returns the width of the 95 % confidence interval of the medians of (runs, executables) times.
+
+    By order statistics, n/2 ± 1.96·sqrt(n)/2 (Conover, Practical Nonparametric Statistics, 1999, section 3.2), so that
+    times which jump between two levels give an interval from one to the other.
+    """
+    n_runs = len(times_s)
+    reach = 1.96 * np.sqrt(n_runs) / 2
+    ranked = np.sort(times_s, axis=0)
+    low, high = (int(np.ceil(n_runs / 2 + side)) - 1 for side in (-reach, reach))
+    width: np.ndarray = ranked[min(high, n_runs - 1)] - ranked[max(low, 0)]
+    return width
 
 
 def _summarise(times_s: np.ndarray) -> list[Latency]:

@@ -5,9 +5,10 @@ import os
 
 import numpy as np
 import pytest
+import scipy.stats
 from filelock import FileLock
 from trimtab.core.errors import MeasurementError, SpecError
-from trimtab.evaluators.latency import TimingSettings, measure_latency, measure_together, pin_cores
+from trimtab.evaluators.latency import TimingSettings, measure_latency, measure_together, median_interval, pin_cores
 from trimtab.evaluators.timing_lock import timing_lock_path
 
 INPUTS = {"x": np.zeros((1, 1))}
@@ -170,9 +171,26 @@ def test_a_machine_that_slows_down_for_both_is_tolerated(stage):
 
 
 def test_times_that_spread_too_far_are_refused_with_the_spread(stage):
-    candidate = stage.executable("c", lambda run: 0.001 if run % 4 < 2 else 0.004)
+    candidate = stage.executable("c", lambda run: 0.01 if run % 10 in (0, 3, 6) else 0.002)
     with pytest.raises(MeasurementError, match=r"in 3 attempts the spread \(interquartile range over median\) was"):
         measure_latency(candidate, stage.executable("r", constant(0.001)), INPUTS, TimingSettings(), clock=stage.clock)
+
+
+def test_times_that_jump_between_two_levels_are_refused(stage):
+    candidate = stage.executable("c", lambda run: 0.001 if run % 4 < 2 else 0.0015)
+    with pytest.raises(MeasurementError, match="the median was known to"):
+        measure_latency(candidate, stage.executable("r", constant(0.001)), INPUTS, TimingSettings(), clock=stage.clock)
+
+
+def test_a_wide_spread_is_tolerated_when_there_are_enough_runs(stage):
+    latency = measure_latency(
+        stage.executable("c", noisy(0.001, 0.5, seed=1)),
+        stage.executable("r", noisy(0.002, 0.5, seed=2)),
+        INPUTS,
+        TimingSettings(min_time_s=0.9),
+        clock=stage.clock,
+    )
+    assert latency.ratio == pytest.approx(0.5, rel=0.1)
 
 
 def test_a_ratio_that_moves_is_refused(stage):
@@ -241,3 +259,10 @@ def test_pinning_keeps_the_last_cores():
 def test_pinning_to_no_core_is_refused():
     with pytest.raises(SpecError, match="n_cores >= 1 must hold, got 0"):
         pin_cores(0)
+
+
+@pytest.mark.parametrize("n_runs", [30, 101])
+def test_the_median_interval_is_as_wide_as_that_of_the_binomial_distribution(n_runs):
+    ranked = np.arange(n_runs, dtype=np.float64)
+    low, high = scipy.stats.binom.interval(0.95, n_runs, 0.5)
+    assert abs(median_interval(ranked[:, None])[0] - (high - low)) <= 1
