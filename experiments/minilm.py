@@ -171,7 +171,8 @@ def load_bert(path: Path) -> Bert:
     bert = Bert()
     state = load_file(path)
     bert.load_state_dict({name: state[name] for name in bert.state_dict()})
-    return bert.eval()
+    bert.eval()
+    return bert
 
 
 def _split_heads(x: torch.Tensor) -> torch.Tensor:
