@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, PolicyError, TransientError
 from ..evaluators.measurement import Measurement
+from ..hw_profiles.latency import Latency
 from .record import Status
 from .worker_pool import DeviceBench, Job, Outcome, Workbench
 
@@ -52,9 +53,7 @@ ScorePhase = Callable[[Sequence[Job]], Iterable[Scored[Handle]]]
 MeasurePhase = Callable[[Sequence[Scored[Handle]]], Iterable[tuple[Job, Attempt]]]
 
 
-def run_rounds(
-    jobs: Sequence[Job], score: ScorePhase[Handle], measure: MeasurePhase[Handle]
-) -> Iterator[Outcome]:
+def run_rounds(jobs: Sequence[Job], score: ScorePhase[Handle], measure: MeasurePhase[Handle]) -> Iterator[Outcome]:
     """Yields an outcome per job: all are scored, then all are measured; transient failures go round again."""
     costs_s = dict.fromkeys((job.id for job in jobs), 0.0)
     todo = list(jobs)
@@ -91,6 +90,16 @@ def measure_artifact(bench: DeviceBench, job: Job, artifact: Artifact, measureme
         return replace(_failure(job.id, error, time.perf_counter() - start_s), measurement=measurement)
     whole = replace(measurement, latency=latency, peak_memory_bytes=peak_memory_bytes)
     return Attempt(Status.COMPLETE, whole, time.perf_counter() - start_s)
+
+
+def compare_artifacts(bench: DeviceBench, artifacts: Sequence[Artifact]) -> tuple[Attempt, list[Latency]]:
+    """Times artifacts together; whatever goes wrong becomes part of the attempt."""
+    start_s = time.perf_counter()
+    try:
+        latencies = bench.compare(artifacts)
+    except Exception as error:
+        return _failure(-1, error, time.perf_counter() - start_s), []
+    return Attempt(Status.COMPLETE, Measurement(), time.perf_counter() - start_s), latencies
 
 
 def transient_failure(error: str, cost_s: float) -> Attempt:

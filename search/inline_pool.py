@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TypeVar
 
+from ..compressors.artifact import Artifact
+from ..hw_profiles.latency import Latency
 from .attempt import Attempt, Scored, measure_artifact, run_rounds, score_job, transient_failure
 from .worker_pool import BenchFactory, DeviceBench, Job, Limits, Outcome, Workbench
-from ..compressors.artifact import Artifact
 
 T = TypeVar("T")
 
@@ -29,6 +30,11 @@ class InlinePool:
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Yields an outcome per job; see `WorkerPool.run`."""
         yield from run_rounds(jobs, self._score, self._measure)
+
+    def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
+        """Times artifacts together; see `WorkerPool.compare`."""
+        self._device_bench = bench = self._device_bench or self._factory.device_bench()
+        return bench.compare(artifacts)
 
     def close(self) -> None:
         """Forgets the benches; may be called twice."""

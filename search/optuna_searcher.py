@@ -13,7 +13,7 @@ import importlib.util
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,8 @@ class Sampling:
     is_multi_objective: bool = False
     #: proposals in a row that may turn out known before a neighbour of the best is taken instead
     n_proposals: int = 10
+    #: what surrounds every batch of proposals
+    surround: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 def build_tpe(space: Space, *, seed: int) -> "OptunaSearcher":
@@ -71,7 +73,7 @@ def build_gp(space: Space, *, seed: int) -> "OptunaSearcher":
     if importlib.util.find_spec("torch") is None:
         raise SpecError("torch is not installed, and algorithm 'gp' needs it; pip install 'trimtab[gp]'")
     # every proposal of a Gaussian process is dear, and after a repetition it tends to repeat itself
-    return OptunaSearcher(space, seed=seed, sampling=Sampling(_gp_sampler, n_proposals=3))
+    return OptunaSearcher(space, seed=seed, sampling=Sampling(_gp_sampler, n_proposals=3, surround=_one_thread))
 
 
 class OptunaSearcher:
@@ -100,7 +102,7 @@ class OptunaSearcher:
 
     def ask(self, n: int) -> list[Suggestion]:
         """Returns up to n suggestions; fewer only when the space is exhausted."""
-        with _quiet():
+        with _quiet(), self._sampling.surround():
             self._renew_sampler()
             self._n_asks += 1
             found: list[Suggestion] = []
@@ -184,9 +186,7 @@ class OptunaSearcher:
         unseen = find_unseen(self._space, self._numbers.keys(), self._ranked())
         if unseen is None:
             unseen = self._space.sample(derive_rng(self._seed, "sample", self._n_asks))
-        self._numbers[unseen] = self._add(
-            self._params(unseen), TrialState.RUNNING, attrs=self._youngest_generation()
-        )
+        self._numbers[unseen] = self._add(self._params(unseen), TrialState.RUNNING, attrs=self._youngest_generation())
         return Suggestion(self._numbers[unseen], unseen)
 
     def _ranked(self) -> list[Policy]:
@@ -246,7 +246,7 @@ class OptunaSearcher:
         return {name: entries[name] for name in self._choices}
 
 
-def _trial_to_json(trial: FrozenTrial, is_suggested: bool) -> dict[str, Any]:  # noqa: FBT001
+def _trial_to_json(trial: FrozenTrial, is_suggested: bool) -> dict[str, Any]:
     """Returns a trial as JSON; a discarded proposal keeps only its place in the numbering."""
     return {
         "state": trial.state.name,
@@ -270,6 +270,19 @@ def _nsga2_sampler(seed: int, constraints: Constraints) -> BaseSampler:
 
 def _gp_sampler(seed: int, constraints: Constraints) -> BaseSampler:
     return GPSampler(seed=seed, constraints_func=constraints, warn_independent_sampling=False)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keeps torch on one thread: its tensors are tiny here, and on a busy machine threads made it 12 times slower."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,13 +1,15 @@
 """What runs inside the Ray processes; Ray itself is not imported here, so that the classes stay plain."""
 
 import os
+from collections.abc import Sequence
 
 import psutil
 
 from ..compressors.artifact import Artifact
 from ..core.errors import SpecError, TransientError
 from ..evaluators.measurement import Measurement
-from .attempt import Attempt, measure_artifact, score_job
+from ..hw_profiles.latency import Latency
+from .attempt import Attempt, compare_artifacts, measure_artifact, score_job
 from .worker_pool import BenchFactory, DeviceBench, Job, Workbench
 
 #: the concurrency group in which an actor answers for its health while it works
@@ -60,6 +62,12 @@ class DeviceActor:
         if self._bench is None:
             raise RuntimeError("work was called before prepare")
         return measure_artifact(self._bench, job, artifact, measurement), None
+
+    def compare(self, artifacts: Sequence[Artifact]) -> tuple[Attempt, list[Latency]]:
+        """Times artifacts together; see `DeviceBench.compare`."""
+        if self._bench is None:
+            raise RuntimeError("compare was called before prepare")
+        return compare_artifacts(self._bench, artifacts)
 
     def rss_bytes(self) -> int:
         """Returns the resident memory of this process."""

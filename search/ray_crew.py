@@ -60,10 +60,12 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A call of the actor's ``work``; the arguments may hold object references."""
+    """A call of the actor; the arguments may hold object references."""
 
     job_id: int
     arguments: tuple[Any, ...]
+    #: the actor's method; it returns an `Attempt` and something more
+    method: str = "work"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +138,8 @@ class Crew:
             if waiting and seat.is_prepared and seat.running is None:
                 seat.task = waiting.popleft()
                 seat.since_s = time.monotonic()
-                seat.running, seat.extra = seat.actor.work.options(num_returns=2).remote(*seat.task.arguments)
+                method = getattr(seat.actor, seat.task.method)
+                seat.running, seat.extra = method.options(num_returns=2).remote(*seat.task.arguments)
 
     def _collect(self) -> list[Result]:
         """Waits until something finishes, at most one tick; returns the results of tasks."""

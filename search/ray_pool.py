@@ -13,10 +13,13 @@ from typing import Any
 
 import ray
 
-from ..core.errors import SpecError
+from ..compressors.artifact import Artifact
+from ..core.errors import MeasurementError, SpecError
+from ..hw_profiles.latency import Latency
 from .attempt import Attempt, Scored, run_rounds
 from .ray_actors import HEALTH_GROUP, DeviceActor, WorkerActor
 from .ray_crew import Crew, Role, Task
+from .record import Status
 from .worker_pool import BenchFactory, Job, Limits, Outcome
 
 #: the custom Ray resource that marks the node, or the nodes, where latency may be measured
@@ -67,6 +70,17 @@ class RayPool:
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Yields an outcome per job; see `WorkerPool.run`."""
         yield from run_rounds(jobs, self._score, self._measure)
+
+    def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
+        """Times artifacts together on the device; see `WorkerPool.compare`."""
+        for _ in range(2):
+            result = next(iter(self._device.run([Task(-1, (list(artifacts),), method="compare")])))
+            if result.attempt.status is Status.COMPLETE:
+                latencies: list[Latency] = ray.get(result.extra)
+                return latencies
+            if not result.attempt.is_transient:
+                break
+        raise MeasurementError(result.attempt.error)
 
     def close(self) -> None:
         """Ends the actors, and Ray where this pool started it; may be called twice."""

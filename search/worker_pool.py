@@ -64,6 +64,14 @@ class DeviceBench(Protocol):
         """
         ...
 
+    def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
+        """Times artifacts together in one rotation with the original; returns theirs, then the yardstick's.
+
+        Raises:
+            MeasurementError: the numbers stayed unstable or the runtime refused an artifact.
+        """
+        ...
+
 
 class BenchFactory(Protocol):
     """What a pool needs to set up its workers; picklable, carried to every node once."""
@@ -88,6 +96,15 @@ class WorkerPool(Protocol):
 
         Raises:
             TransientError: no worker, or no device, can be had any more; the search should stop and resume later.
+        """
+        ...
+
+    def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
+        """Times artifacts together on the device; see `DeviceBench.compare`.
+
+        Raises:
+            MeasurementError: it failed, also when tried again.
+            TransientError: no device can be had any more.
         """
         ...
 

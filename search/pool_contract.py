@@ -1,0 +1,197 @@
+"""What every `WorkerPool` must do; a new pool is tested by adding its factory to one list.
+
+Each check takes a factory(bench_factory, limits) and an empty folder, and raises AssertionError with the sentence
+that is broken. The pool of a check is closed by the check.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from pathlib import Path
+
+from ..core.errors import MeasurementError, SpecError
+from ..spaces.policy import Policy
+from .record import Status
+from .testing import FakeBenchFactory, fake_measurement, small_space
+from .worker_pool import Job, Limits, Outcome, WorkerPool
+
+PoolFactory = Callable[[FakeBenchFactory, Limits], WorkerPool]
+PoolCheck = Callable[[PoolFactory, Path], None]
+
+_SPACE = small_space()
+#: long enough for a healthy fake on a busy machine, short enough to wait for a hanging one
+_SHORT = Limits(timeout_s=1.0)
+
+
+def make_jobs(n: int) -> list[Job]:
+    """Returns jobs over different policies of `small_space`."""
+    vectors = [[i // 64 % 4, i // 16 % 4, i // 4 % 4, i % 4, 0, 0, 0, 0] for i in range(n)]
+    return [Job(i, _SPACE.decode(vector), seed=i) for i, vector in enumerate(vectors)]
+
+
+def run_scripted(make_pool: PoolFactory, scratch: Path, behaviours: Iterable[str]) -> dict[int, Outcome]:
+    """Runs one job per behaviour (empty for a healthy one); returns the outcomes by id."""
+    jobs = make_jobs(len(list(behaviours)))
+    script = {job.policy.id: behaviour for job, behaviour in zip(jobs, behaviours, strict=True) if behaviour}
+    with closing(make_pool(FakeBenchFactory(_SPACE, script, str(scratch)), _SHORT)) as pool:
+        outcomes = list(pool.run(jobs))
+    _expect(len(outcomes) == len(jobs), f"{len(jobs)} jobs must end in {len(jobs)} outcomes, got {len(outcomes)}")
+    return {outcome.id: outcome for outcome in outcomes}
+
+
+def check_gives_one_outcome_per_job(make_pool: PoolFactory, scratch: Path) -> None:
+    """Every job ends in one COMPLETE outcome with the whole measurement, batch after batch."""
+    jobs = make_jobs(10)
+    with closing(make_pool(FakeBenchFactory(_SPACE, {}, str(scratch)), Limits())) as pool:
+        outcomes = [*pool.run(jobs[:6]), *pool.run(jobs[6:]), *pool.run([])]
+    _expect(sorted(outcome.id for outcome in outcomes) == list(range(10)), "every job must end in one outcome")
+    for outcome in outcomes:
+        expected = fake_measurement(_SPACE, jobs[outcome.id].policy)
+        _expect(outcome.measurement == expected, f"job {outcome.id} must carry its own measurement")
+        _expect((outcome.status, outcome.error) == (Status.COMPLETE, ""), "a healthy job must be COMPLETE")
+        _expect(outcome.cost_s > 0.0, "the cost must be counted")
+
+
+def check_names_failures(make_pool: PoolFactory, scratch: Path) -> None:
+    """Each kind of error ends in its status with its cause, and disturbs no other job."""
+    behaviours = ["", "infeasible", "unstable", "bug", "transient", "device_refuses", "transient_once"]
+    outcomes = run_scripted(make_pool, scratch, behaviours)
+    expected = {
+        0: (Status.COMPLETE, ""),
+        1: (Status.INFEASIBLE, "the fake cannot build this policy"),
+        2: (Status.FAILED, "the fake's numbers stay unstable"),
+        3: (Status.FAILED, "ZeroDivisionError: the fake has a bug"),
+        4: (Status.FAILED, "given up after 2 attempts: the fake lost its connection"),
+        5: (Status.FAILED, "the fake's numbers stay unstable"),
+        6: (Status.COMPLETE, ""),
+    }
+    found = {i: (outcome.status, outcome.error) for i, outcome in outcomes.items()}
+    _expect(found == expected, f"failures must be named: expected {expected}, got {found}")
+
+
+def check_stops_what_hangs(make_pool: PoolFactory, scratch: Path) -> None:
+    """A job that hangs once is retried; one that hangs again fails on its time limit."""
+    outcomes = run_scripted(make_pool, scratch, ["hang_once", "hang", ""])
+    _expect(outcomes[0].status is Status.COMPLETE, f"a hang must cost one retry, got {outcomes[0]}")
+    _expect(outcomes[1].status is Status.FAILED, "a job that always hangs must fail")
+    _expect("time limit: not finished after 1 s" in outcomes[1].error, f"got {outcomes[1].error}")
+    _expect(outcomes[2].status is Status.COMPLETE, "the other jobs must not suffer")
+
+
+def check_measures_alone(make_pool: PoolFactory, scratch: Path) -> None:
+    """Nothing is compressed, and nothing else is measured, while something is measured."""
+    factory = FakeBenchFactory(_SPACE, {}, str(scratch))
+    with closing(make_pool(factory, Limits())) as pool:
+        for _ in range(2):
+            list(pool.run(make_jobs(8)))
+    intervals = sorted(factory.intervals(), key=lambda interval: interval[1])
+    _expect(len(intervals) == 32, f"32 phases must have run, got {len(intervals)}")
+    latest_score_s = latest_measure_s = 0.0
+    for phase, start_s, end_s in intervals:
+        if phase == "measure":
+            _expect(start_s >= max(latest_score_s, latest_measure_s), "a measurement must run alone")
+            latest_measure_s = max(latest_measure_s, end_s)
+        else:
+            _expect(start_s >= latest_measure_s, "nothing may be compressed during a measurement")
+            latest_score_s = max(latest_score_s, end_s)
+
+
+def check_reports_a_setup_that_fails(make_pool: PoolFactory, scratch: Path) -> None:
+    """When the benches cannot be set up, the search stops with the reason."""
+    factory = FakeBenchFactory(_SPACE, {}, str(scratch), setup_error="the fake model is missing")
+    try:
+        with closing(make_pool(factory, Limits())) as pool:
+            list(pool.run(make_jobs(2)))
+    except SpecError as error:
+        _expect("the fake model is missing" in str(error), f"the reason must be named, got {error}")
+        return
+    raise AssertionError("a failing setup must raise SpecError")
+
+
+def check_survives_an_interrupted_batch(make_pool: PoolFactory, scratch: Path) -> None:
+    """A batch that is given up half way does not disturb the next one."""
+    jobs = make_jobs(6)
+    with closing(make_pool(FakeBenchFactory(_SPACE, {}, str(scratch)), Limits())) as pool:
+        first = pool.run(jobs)
+        next(first)
+        first.close()  # type: ignore[attr-defined]
+        outcomes = list(pool.run(jobs))
+    _expect(sorted(outcome.id for outcome in outcomes) == list(range(6)), "the next batch must be complete")
+
+
+def check_compares_artifacts_together(make_pool: PoolFactory, scratch: Path) -> None:
+    """Artifacts timed together come back in order, the yardstick last; a refusal is an error that names it."""
+    jobs = make_jobs(3)
+    factory = FakeBenchFactory(_SPACE, {jobs[2].policy.id: "device_refuses"}, str(scratch))
+    artifacts = [FakeBenchFactory(_SPACE).workbench().compress_and_score(job.policy, seed=0)[0] for job in jobs]
+    with closing(make_pool(factory, Limits())) as pool:
+        latencies = pool.compare(artifacts[:2])
+        expected = [fake_measurement(_SPACE, job.policy).latency for job in jobs[:2]]
+        _expect(latencies[:2] == expected, f"latencies must come in the artifacts' order, got {latencies}")
+        _expect(len(latencies) == 3, "the yardstick must come last")
+        try:
+            pool.compare(artifacts)
+        except MeasurementError as error:
+            _expect("stay unstable" in str(error), f"the cause must be named, got {error}")
+        else:
+            raise AssertionError("a refused artifact must raise MeasurementError")
+        _expect(len(list(pool.run(jobs[:2]))) == 2, "the pool must go on afterwards")
+
+
+def check_closes_twice(make_pool: PoolFactory, scratch: Path) -> None:
+    """Closing is idempotent, with and without a batch before it."""
+    for n_jobs in (0, 1):
+        pool = make_pool(FakeBenchFactory(_SPACE, {}, str(scratch)), Limits())
+        list(pool.run(make_jobs(n_jobs)))
+        pool.close()
+        pool.close()
+
+
+#: kept by every pool
+POOL_CHECKS: tuple[PoolCheck, ...] = (
+    check_gives_one_outcome_per_job,
+    check_names_failures,
+    check_stops_what_hangs,
+    check_measures_alone,
+    check_reports_a_setup_that_fails,
+    check_survives_an_interrupted_batch,
+    check_compares_artifacts_together,
+    check_closes_twice,
+)
+
+
+def check_survives_crashes(make_pool: PoolFactory, scratch: Path) -> None:
+    """A worker or device that dies costs its job one retry; a job that kills twice fails with the cause."""
+    outcomes = run_scripted(make_pool, scratch, ["crash_once", "crash", "device_crash_once", "device_crash", ""])
+    for i in (0, 2, 4):
+        _expect(outcomes[i].status is Status.COMPLETE, f"job {i} must succeed on its retry, got {outcomes[i]}")
+    for i, noun in ((1, "worker"), (3, "device")):
+        _expect(outcomes[i].status is Status.FAILED, f"job {i} must fail")
+        _expect(f"given up after 2 attempts: the {noun} died" in outcomes[i].error, f"got {outcomes[i].error}")
+
+
+def check_stops_memory_hogs(make_pool: PoolFactory, scratch: Path) -> None:
+    """A job that outgrows its memory is stopped before its time limit, with the numbers in the cause."""
+    jobs = make_jobs(2)
+    factory = FakeBenchFactory(_SPACE, {jobs[0].policy.id: "hog"}, str(scratch))
+    limits = Limits(timeout_s=60.0, memory_bytes=480_000_000)
+    with closing(make_pool(factory, limits)) as pool:
+        outcomes = {outcome.id: outcome for outcome in pool.run(jobs)}
+    _expect("memory limit: used" in outcomes[0].error, f"got {outcomes[0]}")
+    _expect("MB of 480 MB" in outcomes[0].error, f"got {outcomes[0].error}")
+    _expect(outcomes[1].status is Status.COMPLETE, "the other job must not suffer")
+
+
+#: kept by every pool that runs jobs in other processes
+PROCESS_POOL_CHECKS: tuple[PoolCheck, ...] = (check_survives_crashes, check_stops_memory_hogs)
+
+
+def outcome_of_every_kind(make_pool: PoolFactory, scratch: Path) -> dict[int, tuple[Policy, Status, str]]:
+    """Returns what a mixed batch comes to, without costs: equal whatever the number of workers."""
+    behaviours = ["", "infeasible", "bug", "transient_once", "", "", "device_refuses", ""]
+    outcomes = run_scripted(make_pool, scratch, behaviours)
+    return {job.id: (job.policy, outcomes[job.id].status, outcomes[job.id].error) for job in make_jobs(len(behaviours))}
+
+
+def _expect(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise AssertionError(sentence)

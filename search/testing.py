@@ -1,0 +1,190 @@
+"""Deterministic stand-ins for model, data and device, with failures on request; ships with the package.
+
+The contracts that every searcher and every pool must keep stand in `searcher_contract` and `pool_contract`.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..compressors.artifact import Artifact
+from ..core.errors import MeasurementError, PolicyError, SpecError, TransientError
+from ..core.seeds import derive_rng
+from ..evaluators.measurement import Estimate, Measurement
+from ..hw_profiles.latency import Latency
+from ..spaces.layer import Group
+from ..spaces.policy import Policy
+from ..spaces.space import GraphOptions, Space
+from ..spaces.treatment import QUANTIZE_OPTIONS
+
+#: latency of the untouched model in the synthetic problem
+REFERENCE_S = 0.010
+
+#: what `FakeBenchFactory.script` may ask for; the suffix ``_once`` limits it to the first attempt
+BEHAVIOURS = ("infeasible", "transient", "unstable", "bug", "crash", "hang", "hog", "device_crash", "device_refuses")
+
+_MIB = 1 << 20
+
+
+def small_space(n_groups: int = 4, n_options: int = 4) -> Space:
+    """Returns a space without graph-wide choices: n_options ** n_groups policies."""
+    options = tuple(list(QUANTIZE_OPTIONS.values())[:n_options])
+    groups = tuple(Group(f"layer{i}", (f"layer{i}",)) for i in range(n_groups))
+    return Space(groups, (options,) * n_groups, GraphOptions())
+
+
+def fake_measurement(space: Space, policy: Policy) -> Measurement:
+    """Measures a policy in a synthetic separable problem: a pure function of space and policy.
+
+    Each option of each group saves its own share of latency and size, and costs its own share of accuracy; what
+    saves much costs much, with noise, so that the trade-off is neither trivial nor flat.
+    """
+    savings, drops = _synthetic_tables(space)
+    vector = space.encode(policy)[: len(space.groups)]
+    rows = np.arange(len(vector))
+    saved = float(savings[rows, vector].mean())
+    drop = float(drops[rows, vector].mean())
+    latency_s = REFERENCE_S * (1.0 - saved)
+    return Measurement(
+        accuracy=Estimate(0.9 - drop, 0.001, 1000),
+        accuracy_drop=Estimate(drop, 0.0, 1000),
+        latency=Latency(latency_s, latency_s / 100, 50, reference_s=REFERENCE_S),
+        size_bytes=int(1_000_000 * (1.0 - saved**2)),
+        peak_memory_bytes=int(2_000_000 * (1.0 - saved / 2)),
+    )
+
+
+@dataclass(frozen=True)
+class FakeBenchFactory:
+    """Benches over the synthetic problem that fail as scripted.
+
+    >>> space = small_space()
+    >>> bench = FakeBenchFactory(space).workbench()
+    >>> bench.compress_and_score(Policy({}), seed=0)[1].accuracy_drop.mean
+    0.0
+    """
+
+    space: Space
+    #: policy id → one of `BEHAVIOURS`, with or without ``_once``
+    script: Mapping[str, str] = field(default_factory=dict)
+    #: folder for the marks of attempts and for the log of intervals; needed for ``_once`` and `intervals`
+    scratch: str | None = None
+    #: raised when a bench is set up; empty means no failure
+    setup_error: str = ""
+
+    def workbench(self) -> "FakeWorkbench":
+        """Makes a workbench in the calling process."""
+        if self.setup_error:
+            raise SpecError(self.setup_error)
+        return FakeWorkbench(self)
+
+    def device_bench(self) -> "FakeDeviceBench":
+        """Makes the device bench in the calling process."""
+        return FakeDeviceBench(self)
+
+    def behaviour(self, policy: Policy) -> str:
+        """Returns what to do with this policy now; empty means to measure it."""
+        behaviour = self.script.get(policy.id, "")
+        if not behaviour.endswith("_once"):
+            return behaviour
+        mark = self._folder() / f"{policy.id}.attempted"
+        if mark.exists():
+            return ""
+        mark.touch()
+        return behaviour.removesuffix("_once")
+
+    @contextmanager
+    def logged(self, phase: str) -> Iterator[None]:
+        """Notes when a phase began and ended, in seconds of the machine's monotonic clock."""
+        start_s = time.monotonic()
+        yield
+        if self.scratch is not None:
+            line = json.dumps([phase, start_s, time.monotonic()]) + "\n"
+            with (self._folder() / "intervals").open("a") as file:
+                file.write(line)
+
+    def intervals(self) -> list[tuple[str, float, float]]:
+        """Returns (phase, start, end) of everything that ran to its end, over all processes."""
+        path = self._folder() / "intervals"
+        if not path.exists():
+            return []
+        return [(phase, start_s, end_s) for phase, start_s, end_s in map(json.loads, path.read_text().splitlines())]
+
+    def _folder(self) -> Path:
+        if self.scratch is None:
+            raise SpecError("FakeBenchFactory needs a scratch folder for this")
+        return Path(self.scratch)
+
+
+class FakeWorkbench:
+    """Returns the policy itself as the model's bytes."""
+
+    def __init__(self, factory: FakeBenchFactory) -> None:
+        self._factory = factory
+
+    def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:  # noqa: ARG002
+        """Behaves as scripted, then looks the policy up."""
+        with self._factory.logged("score"):
+            behaviour = "" if "device" in self._factory.script.get(policy.id, "") else self._factory.behaviour(policy)
+            _misbehave(behaviour)
+            whole = fake_measurement(self._factory.space, policy)
+            artifact = Artifact(json.dumps(policy.to_json()).encode())
+            return artifact, Measurement(whole.accuracy, whole.accuracy_drop, size_bytes=whole.size_bytes)
+
+
+class FakeDeviceBench:
+    """Looks up the latency of the policy in the artifact."""
+
+    def __init__(self, factory: FakeBenchFactory) -> None:
+        self._factory = factory
+
+    def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
+        """States the latencies one by one; the yardstick is the first one's."""
+        latencies = [self.measure(artifact)[0] for artifact in artifacts]
+        return [*latencies, latencies[0]]
+
+    def measure(self, artifact: Artifact) -> tuple[Latency, int | None]:
+        """Behaves as scripted, then looks the policy up."""
+        with self._factory.logged("measure"):
+            policy = Policy.from_json(json.loads(artifact.model))
+            if "device" in self._factory.script.get(policy.id, ""):
+                _misbehave(self._factory.behaviour(policy).removeprefix("device_"))
+            whole = fake_measurement(self._factory.space, policy)
+            if whole.latency is None:
+                raise MeasurementError("the synthetic problem has no latency")
+            return whole.latency, whole.peak_memory_bytes
+
+
+def _misbehave(behaviour: str) -> None:
+    if behaviour == "infeasible":
+        raise PolicyError("the fake cannot build this policy")
+    if behaviour == "transient":
+        raise TransientError("the fake lost its connection")
+    if behaviour in ("unstable", "refuses"):
+        raise MeasurementError("the fake's numbers stay unstable")
+    if behaviour == "bug":
+        raise ZeroDivisionError("the fake has a bug")
+    if behaviour == "crash":
+        os._exit(13)
+    if behaviour == "hang":
+        time.sleep(3600)
+    if behaviour == "hog":
+        ballast = np.ones(512 * _MIB, dtype=np.uint8)
+        time.sleep(3600)
+        del ballast
+
+
+def _synthetic_tables(space: Space) -> tuple[np.ndarray, np.ndarray]:
+    """Returns savings and drops, both (n_groups, n_options) in [0, 1); option 0 changes nothing."""
+    shape = (len(space.groups), max(len(options) for options in space.options))
+    rng = derive_rng("synthetic problem", *shape)
+    savings = rng.uniform(0.1, 0.9, shape)
+    drops = 0.1 * savings**2 * rng.uniform(0.2, 1.8, shape)
+    savings[:, 0] = drops[:, 0] = 0.0
+    return savings, drops
