@@ -1,1 +1,73 @@
-"""Trimtab: searches, layer by layer, how to compress a model so that it meets a budget on your hardware."""
+"""Trimtab: searches, layer by layer, how to compress a model so that it meets a budget on your own hardware."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.core.errors import (
+        ArtifactError,
+        DataError,
+        MeasurementError,
+        ModelError,
+        PolicyError,
+        RunError,
+        SpecError,
+        TransientError,
+        TrimtabError,
+    )
+    from trimtab.evaluators.dataset import Dataset, Split
+    from trimtab.experiments.apply import Applied, apply
+    from trimtab.experiments.launch import SearchResult, resume, search
+    from trimtab.experiments.policy_file import PolicyFile, load_policy
+    from trimtab.experiments.spec import Spec
+    from trimtab.experiments.verify import Verification, verify
+
+__all__ = [
+    "Applied",
+    "ArtifactError",
+    "DataError",
+    "Dataset",
+    "MeasurementError",
+    "ModelError",
+    "PolicyError",
+    "PolicyFile",
+    "RunError",
+    "SearchResult",
+    "Spec",
+    "SpecError",
+    "Split",
+    "TransientError",
+    "TrimtabError",
+    "Verification",
+    "apply",
+    "load_policy",
+    "resume",
+    "search",
+    "verify",
+]
+
+#: where each public name lives; loaded on first use, so that ``import trimtab`` stays light
+_HOMES = {
+    "trimtab.core.errors": (
+        "ArtifactError", "DataError", "MeasurementError", "ModelError", "PolicyError",
+        "RunError", "SpecError", "TransientError", "TrimtabError",
+    ),
+    "trimtab.evaluators.dataset": ("Dataset", "Split"),
+    "trimtab.experiments.apply": ("Applied", "apply"),
+    "trimtab.experiments.launch": ("SearchResult", "resume", "search"),
+    "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
+    "trimtab.experiments.spec": ("Spec",),
+    "trimtab.experiments.verify": ("Verification", "verify"),
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module 'trimtab' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,8 +14,9 @@ def name_weights(weights: Sequence[ir.Value], parameters: Mapping[str, np.ndarra
     """Returns a unique layer name for each weight.
 
     A weight is recognised as a torch parameter when it equals it, equals its transpose (``Linear``), or is a
-    multiple of it per output channel (a batch norm was merged into it). Without such a match the initialiser's
-    own name is kept, and where an exporter made that up, the name of the node that uses it.
+    multiple of it per output channel (a batch norm was merged into it). One parameter that is stored several times
+    (a tied embedding) gives ``name``, ``name#2`` …. Without a match the initialiser's own name is kept, and where
+    an exporter made that up, the name of the node that uses it.
     """
     candidates: dict[tuple[int, ...], list[str]] = {}
     for name, array in parameters.items():
@@ -26,8 +27,9 @@ def name_weights(weights: Sequence[ir.Value], parameters: Mapping[str, np.ndarra
         assert weight.const_value is not None  # noqa: S101 - weight_of returns only constants; narrows the type
         array = weight.const_value.numpy()
         same_size = candidates.get(tuple(sorted(array.shape)), [])
-        matched = [name for name in same_size if name not in taken and _is_same_weight(array, parameters[name])]
-        known = _prefer(matched, str(weight.name))
+        matched = [name for name in same_size if _is_same_weight(array, parameters[name])]
+        fresh = [name for name in matched if name not in taken]
+        known = _prefer(fresh or matched, str(weight.name))
         if known is not None:
             taken.add(known)
         names[weight] = _unique(_strip(known or _fallback(weight)), names.values())

@@ -133,7 +133,7 @@ class Pipeline:
             raise PolicyError(f"the model has no layer {', '.join(unknown)}")
         model = self._parsed(graph.fusion).clone()
         is_static = any(treatment.is_static for treatment in treatments.values())
-        ranges = self._chosen_ranges(graph.fusion, graph.calibration) if is_static else {}
+        ranges = self.ranges(graph) if is_static else {}
         plan = QuantizationPlan(treatments, graph.quantized_ops, ranges, self.scheme, self._bank)
         quantize_graph(model.graph, plan)
         is_dynamic = any(treatment.activation_range == "dynamic" for treatment in treatments.values())
@@ -151,9 +151,14 @@ class Pipeline:
             self._graphs[fusion] = _attach(self.prepared.variants[fusion], self.prepared.constants)
         return self._graphs[fusion]
 
-    def _chosen_ranges(self, fusion: str, method: str) -> dict[str, Range]:
-        key = (fusion, method)
+    def ranges(self, graph: GraphTreatment) -> dict[str, Range]:
+        """Returns value name → calibrated range for the policy's fusion and calibration; made once."""
+        key = (graph.fusion, graph.calibration)
         if key not in self._ranges:
-            histograms = self.prepared.statistics[fusion]
-            self._ranges[key] = {name: choose_range(histogram, method) for name, histogram in histograms.items()}
+            histograms = self.prepared.statistics[graph.fusion]
+            self._ranges[key] = {name: choose_range(h, graph.calibration) for name, h in histograms.items()}
         return self._ranges[key]
+
+    def adopt_ranges(self, graph: GraphTreatment, ranges: Mapping[str, Range]) -> None:
+        """Uses ranges that were calibrated elsewhere for this fusion and calibration."""
+        self._ranges[(graph.fusion, graph.calibration)] = dict(ranges)

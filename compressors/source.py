@@ -31,6 +31,8 @@ class ModelSource:
     onnx_bytes: bytes
     #: torch parameter name → float32 array; empty for an ``.onnx`` input
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+    #: model input name → (1, …) array that the model accepts
+    sample: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def load_source(model: Any) -> ModelSource:
@@ -45,7 +47,8 @@ def load_source(model: Any) -> ModelSource:
         ModelError: the model cannot be found, read or exported; the message says what to change.
     """
     if isinstance(model, str | Path) and str(model).endswith(".onnx"):
-        return ModelSource(_read_onnx(Path(model)))
+        content = _read_onnx(Path(model))
+        return ModelSource(content, sample=_blank_sample(content))
     if isinstance(model, str | Path):
         model = import_object(str(model), noun="model")
     found = model
@@ -78,6 +81,20 @@ def _read_onnx(path: Path) -> bytes:
     return content
 
 
+def _blank_sample(content: bytes) -> dict[str, np.ndarray]:
+    """Returns zeros in the shape of the model's inputs; open dimensions become 1."""
+    graph = onnx.load_from_string(content).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    return {
+        value.name: np.zeros(
+            [max(side.dim_value, 1) for side in value.type.tensor_type.shape.dim],
+            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
+        )
+        for value in graph.input
+        if value.name not in constants
+    }
+
+
 def _export_torch(module: Any, example_inputs: Any) -> ModelSource:
     import torch
 
@@ -91,7 +108,8 @@ def _export_torch(module: Any, example_inputs: Any) -> ModelSource:
     finally:
         module.train(was_training)
     parameters = {name: value.detach().cpu().float().numpy() for name, value in module.named_parameters()}
-    return ModelSource(content, parameters)
+    sample = {name: tensor[:1].detach().cpu().numpy() for name, tensor in inputs.items()}
+    return ModelSource(content, parameters, sample)
 
 
 def _named_inputs(module: Any, example_inputs: Any) -> dict[str, Any]:

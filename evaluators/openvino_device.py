@@ -149,6 +149,8 @@ def _find_capabilities(core: Any) -> Capabilities:
         default_precision=_find_default_precision(core),
         # the plugin fuses GELU and attention itself, at any precision
         fusions=("none",),
+        # all-MiniLM-L6-v2, all int8, bfloat16 elsewhere: 5.8 ms with zero point 0, 6.5 ms with any (fp32: 21.3 ms)
+        activation_codes="symmetric",
         quantize_conv_outputs=False,
         dynamic_form="weights",
     )

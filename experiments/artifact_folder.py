@@ -1,0 +1,106 @@
+"""Writes the folder that production takes: model, policy, probe, manifest."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from ..compressors.artifact import Artifact
+from ..core.errors import ArtifactError
+from ..core.files import sync_folder, write_bytes
+from ..evaluators.device import Executable
+from .manifest import Manifest
+from .policy_file import PolicyFile
+
+#: batches of inputs and outputs kept in the probe
+N_PROBES = 4
+
+
+def write_artifact(
+    folder: Path, artifact: Artifact, policy: PolicyFile, manifest: Manifest, probe: Mapping[str, np.ndarray]
+) -> None:
+    """Writes the folder as a whole or not at all; an existing one is replaced.
+
+    Args:
+        folder: where it is to stand.
+        artifact: the model.
+        policy: the policy that it was made with.
+        manifest: promise and settings; the files are digested here.
+        probe: see `record_probe`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        write_bytes(staging / "model.onnx", artifact.model)
+        policy.save(staging / "policy.json")
+        arrays = {name: np.ascontiguousarray(array) for name, array in probe.items()}
+        write_bytes(staging / "probe.safetensors", save(arrays))
+        settings = replace(manifest, precision=artifact.precision, dynamic_activations=artifact.dynamic_activations)
+        settings.write(staging)
+        staging.chmod(0o755)
+        old = folder.with_name(f"{staging.name}.old")
+        if folder.exists():
+            folder.rename(old)
+        staging.rename(folder)
+        sync_folder(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def write_openvino_ir(folder: Path, artifact: Artifact) -> None:
+    """Adds ``model.xml`` and ``model.bin`` beside the ONNX file and digests the folder anew.
+
+    Raises:
+        SpecError: OpenVINO is not installed.
+    """
+    from ..core.errors import SpecError
+    from .manifest import read_manifest
+
+    try:
+        import openvino
+    except ImportError as error:
+        raise SpecError("openvino is not installed; pip install 'trimtab[openvino]'") from error
+    openvino.save_model(openvino.Core().read_model(artifact.model), str(folder / "model.xml"), compress_to_fp16=False)
+    read_manifest(folder).write(folder)
+
+
+def record_probe(executable: Executable, batches: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Runs a few batches and returns inputs and outputs, by which another machine can check that it computes alike.
+
+    Returns:
+        ``input.K.NAME`` and ``output.K.N`` → arrays of batch K.
+    """
+    probe: dict[str, np.ndarray] = {}
+    for k, batch in enumerate(batches[:N_PROBES]):
+        probe.update({f"input.{k}.{name}": array for name, array in batch.items()})
+        probe.update({f"output.{k}.{n}": array for n, array in enumerate(executable.run(batch))})
+    return probe
+
+
+def read_probe(folder: Path) -> list[tuple[dict[str, np.ndarray], list[np.ndarray]]]:
+    """Returns (inputs, outputs) per batch of the probe; empty where the artifact has none.
+
+    Raises:
+        ArtifactError: the file cannot be read.
+    """
+    path = folder / "probe.safetensors"
+    if not path.is_file():
+        return []
+    try:
+        arrays = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error}") from error
+    batches = []
+    for k in range(N_PROBES):
+        inputs = {n.removeprefix(f"input.{k}."): a for n, a in arrays.items() if n.startswith(f"input.{k}.")}
+        outputs = sorted((n for n in arrays if n.startswith(f"output.{k}.")), key=lambda n: int(n.rsplit(".", 1)[1]))
+        if inputs:
+            batches.append((inputs, [arrays[name] for name in outputs]))
+    return batches

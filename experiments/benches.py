@@ -1,0 +1,107 @@
+"""The benches that a search's workers hold: real compression, real accuracy, real latency."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..compressors.artifact import Artifact
+from ..compressors.pipeline import Pipeline, PreparedModel
+from ..evaluators.accuracy import AccuracyEvaluator
+from ..evaluators.device import build_device
+from ..evaluators.latency import SelfTiming, TimingSettings, measure_latency, measure_together, pin_cores
+from ..evaluators.measurement import Measurement
+from ..evaluators.memory import measure_peak_memory
+from ..evaluators.yardstick import Yardstick
+from ..hw_profiles.latency import Latency
+from ..hw_profiles.target import Capabilities, Target
+from ..spaces.policy import GraphTreatment, Policy
+from ..spaces.space import Space
+
+
+@dataclass(frozen=True)
+class SearchBenches:
+    """Makes the benches; picklable, so that it is carried to every worker once."""
+
+    prepared: PreparedModel
+    space: Space
+    target: Target
+    capabilities: Capabilities
+    evaluator: AccuracyEvaluator
+    #: one batch at the target's batch size, input name → (batch, …) array
+    batch: Mapping[str, np.ndarray]
+    timing: TimingSettings
+    with_peak_memory: bool = False
+    #: pin the measuring process to as many cores as the target has threads
+    pins_cores: bool = True
+
+    def workbench(self) -> "CompressingBench":
+        """Makes a workbench in the calling process."""
+        return CompressingBench(self)
+
+    def device_bench(self) -> "TimingBench":
+        """Makes the device bench in the calling process."""
+        return TimingBench(self)
+
+
+class CompressingBench:
+    """Builds artifacts and scores them on the target's runtime."""
+
+    def __init__(self, benches: SearchBenches) -> None:
+        self._benches = benches
+        self._device = build_device(benches.target)
+        self._pipeline = Pipeline(benches.prepared, benches.capabilities)
+
+    def build(self, policy: Policy) -> Artifact:
+        """Builds the policy's artifact; see `Pipeline.build`."""
+        return self._pipeline.build(self._benches.space.layer_treatments(policy), policy.graph)
+
+    def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:  # noqa: ARG002
+        """Builds and scores; see `Workbench`. Nothing here is random, so the seed is not used."""
+        artifact = self.build(policy)
+        score = self._benches.evaluator.score(self._device.load(artifact))
+        return artifact, Measurement(score.accuracy, score.accuracy_drop, size_bytes=artifact.size_bytes)
+
+
+class TimingBench:
+    """Times artifacts in turns with the original in float32, alone on its cores."""
+
+    def __init__(self, benches: SearchBenches) -> None:
+        if benches.pins_cores:
+            pin_cores(benches.target.threads)
+        self._benches = benches
+        self._device = build_device(benches.target)
+        original = Pipeline(benches.prepared, benches.capabilities).build({}, GraphTreatment())
+        self._original = self._device.load(original)
+
+    def measure(self, artifact: Artifact) -> tuple[Latency, int | None]:
+        """Times one artifact; see `DeviceBench`."""
+        benches = self._benches
+        executable = self._device.load(artifact)
+        latency = measure_latency(executable, self._original, benches.batch, benches.timing)
+        if not benches.with_peak_memory:
+            return latency, None
+        return latency, measure_peak_memory(benches.target, artifact, benches.batch)
+
+    def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
+        """Times artifacts together in one rotation, the original as reference and a `Yardstick` as the last.
+
+        Returns:
+            One latency per artifact, then the yardstick's. A device that states its own times has no yardstick;
+            the last entry then repeats the original's.
+        """
+        return compare_with_yardstick(
+            [self._original, *(self._device.load(artifact) for artifact in artifacts)],
+            self._benches.batch,
+            self._benches.timing,
+        )[1:]
+
+
+def compare_with_yardstick(
+    executables: Sequence[object], batch: Mapping[str, np.ndarray], timing: TimingSettings
+) -> list[Latency]:
+    """Times executables together, the first being the reference; appends the yardstick's latency."""
+    if isinstance(executables[0], SelfTiming):
+        stated = measure_together(list(executables), batch, timing)  # type: ignore[arg-type]
+        return [*stated, stated[0]]
+    return measure_together([*executables, Yardstick()], batch, timing)  # type: ignore[list-item]

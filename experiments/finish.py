@@ -1,0 +1,217 @@
+"""The end of a search: finalists timed together, scored on the test split, the winner written down."""
+
+import importlib.metadata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..compressors.artifact import Artifact
+from ..evaluators.accuracy import AccuracyEvaluator, take_batch
+from ..evaluators.measurement import Estimate, Measurement
+from ..hw_profiles.latency import Latency
+from ..search.answer import merit
+from ..search.budget import Budget
+from ..search.record import Record, Status
+from ..spaces.policy import GraphTreatment, Policy
+from .artifact_folder import N_PROBES, record_probe, write_artifact
+from .manifest import Manifest, Promise
+from .policy_file import PolicyFile
+from .preparation import Preparation
+from .run_folder import RunFolder
+
+#: searched candidates that are timed together at the end
+_N_FINALISTS = 4
+
+#: artifacts → their latencies and, last, the yardstick's; all timed in one rotation
+Compare = Callable[[Sequence[Artifact]], list[Latency]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the final table."""
+
+    #: ``original``, ``runtime default``, ``best uniform`` or ``best policy``
+    label: str
+    record: Record
+    #: timed together with the other rows; accuracy on validation
+    final: Measurement
+    #: accuracy and drop on the test split
+    test: Measurement
+    is_feasible: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the row as JSON values."""
+        return {
+            "label": self.label,
+            "trial": self.record.id,
+            "origin": self.record.origin,
+            "feasible": self.is_feasible,
+            "final": self.final.to_json(),
+            "test": self.test.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Final:
+    """The final table and the winner."""
+
+    rows: tuple[Row, ...]
+    #: the winner's record; None when nothing keeps the budget
+    winner: Record | None
+    #: the winner is the best uniform policy, or as fast as it within the spread
+    equals_uniform: bool
+    yardstick_s: float | None
+
+
+def finish_search(preparation: Preparation, records: Sequence[Record], budget: Budget, compare: Compare) -> Final:
+    """Times the finalists together and scores the rows of the final table on the test split.
+
+    The search compares trials across minutes; the order at the very top is decided here, in one rotation.
+    """
+    contenders = _contenders(records, budget, preparation.spec.objective)
+    labels = _special_rows(preparation, records, budget)
+    every = {record.id: record for record in (*labels.values(), *contenders)}
+    artifacts = {key: _build(preparation, record.policy) for key, record in every.items()}
+    latencies = compare(list(artifacts.values()))
+    finals = {
+        key: replace(every[key].measurement, latency=latency)
+        for key, latency in zip(artifacts, latencies, strict=False)
+    }
+    timed = [replace(record, measurement=finals[record.id]) for record in contenders]
+    winner = _pick(timed, budget, preparation.spec.objective)
+    if winner is not None:
+        labels["best policy"] = winner
+    test = preparation.evaluate_on(preparation.dataset.test)
+    rows = tuple(
+        Row(
+            label,
+            record,
+            finals[record.id],
+            _score(preparation, test, artifacts[record.id]),
+            budget.violation(finals[record.id]) == 0.0,
+        )
+        for label, record in labels.items()
+    )
+    has_yardstick = latencies[-1].source == "measured"
+    equals = _equals_uniform(winner, labels.get("best uniform"), finals)
+    return Final(rows, winner, equals, latencies[-1].median_s if has_yardstick else None)
+
+
+def _contenders(records: Sequence[Record], budget: Budget, objective: str) -> list[Record]:
+    """Returns the best feasible records of the search and of the baselines."""
+    feasible = [r for r in records if r.status is Status.COMPLETE and budget.violation(r.measurement) == 0.0]
+    keyed = [(key, r) for r in feasible if (key := merit(r, budget, objective)) is not None]
+    ranked = [r for _, r in sorted(keyed, key=lambda pair: pair[0])]
+    searched = [r for r in ranked if not r.origin.startswith("baseline:")]
+    uniform = [r for r in ranked if r.origin.startswith("baseline:")]
+    return [*searched[:_N_FINALISTS], *uniform[:2]]
+
+
+def _special_rows(preparation: Preparation, records: Sequence[Record], budget: Budget) -> dict[str, Record]:
+    complete = [r for r in records if r.status is Status.COMPLETE]
+    default = Policy({}, GraphTreatment(precision=preparation.device.capabilities.default_precision))
+    by_policy = {record.policy: record for record in complete}
+    found: dict[str, Record] = {}
+    if Policy({}) in by_policy:
+        found["original"] = by_policy[Policy({})]
+    if default in by_policy and default != Policy({}):
+        found["runtime default"] = by_policy[default]
+    uniform = [r for r in complete if r.origin.startswith("baseline:uniform")]
+    keyed = [(key, r) for r in uniform if (key := merit(r, budget, preparation.spec.objective)) is not None]
+    if keyed:
+        found["best uniform"] = min(keyed, key=lambda pair: pair[0])[1]
+    return found
+
+
+def _pick(timed: Sequence[Record], budget: Budget, objective: str) -> Record | None:
+    """Returns the best by the final timing; when that timing breaks the budget for all, by the search's own."""
+    keyed = [(key, record) for record in timed if (key := merit(record, budget, objective)) is not None]
+    return min(keyed, key=lambda pair: pair[0])[1] if keyed else None
+
+
+def _equals_uniform(winner: Record | None, uniform: Record | None, finals: dict[int, Measurement]) -> bool:
+    if winner is None or uniform is None:
+        return False
+    if winner.id == uniform.id:
+        return True
+    a, b = finals[winner.id].latency, finals[uniform.id].latency
+    if a is None or b is None:
+        return False
+    # the standard error of a median is about 0.93 interquartile ranges over √n (normal approximation)
+    margin_s = 2 * 0.93 * ((a.iqr_s**2 / a.runs) + (b.iqr_s**2 / b.runs)) ** 0.5
+    return abs(a.median_s - b.median_s) <= margin_s
+
+
+def _build(preparation: Preparation, policy: Policy) -> Artifact:
+    return preparation.pipeline.build(preparation.space.layer_treatments(policy), policy.graph)
+
+
+def _score(preparation: Preparation, evaluator: AccuracyEvaluator, artifact: Artifact) -> Measurement:
+    score = evaluator.score(preparation.device.load(artifact))
+    return Measurement(score.accuracy, score.accuracy_drop)
+
+
+def write_outcome(preparation: Preparation, run: RunFolder, final: Final, pareto: Sequence[Record]) -> None:
+    """Writes result.json, pareto.json and, where there is a winner, policy.json and artifact/."""
+    run.write_json(run.pareto, {"records": [record.to_json() for record in pareto]})
+    run.write_json(
+        run.result,
+        {
+            "rows": [row.to_json() for row in final.rows],
+            "winner": final.winner.id if final.winner else None,
+            "equals_uniform": final.equals_uniform,
+        },
+    )
+    if final.winner is None:
+        return
+    row = next(row for row in final.rows if row.label == "best policy")
+    policy = describe_policy(preparation, final.winner.policy, run=run.path.name)
+    policy.save(run.policy)
+    artifact = _build(preparation, final.winner.policy)
+    executable = preparation.device.load(artifact)
+    batch_size = preparation.device.target.batch_size
+    n_batches = min(N_PROBES, max(1, len(preparation.dataset.validation) // batch_size))
+    batches = [take_batch(preparation.dataset.validation, i * batch_size, batch_size) for i in range(n_batches)]
+    manifest = Manifest(
+        target=preparation.device.target,
+        precision=artifact.precision,
+        dynamic_activations=artifact.dynamic_activations,
+        promise=Promise(_promise(row), "test", final.yardstick_s),
+        profile=preparation.device.identify().to_json(),
+    )
+    write_artifact(run.artifact, artifact, policy, manifest, record_probe(executable, batches))
+
+
+def _promise(row: Row) -> Measurement:
+    return replace(row.final, accuracy=row.test.accuracy, accuracy_drop=row.test.accuracy_drop)
+
+
+def describe_policy(preparation: Preparation, policy: Policy, *, run: str) -> PolicyFile:
+    """Returns the policy with the layers, the ranges and the origin that its file holds."""
+    space, spec = preparation.space, preparation.spec
+    treated = {name for name, _ in policy.groups}
+    ranges = {}
+    if any(treatment.is_static for _, treatment in policy.groups):
+        ranges = preparation.pipeline.ranges(policy.graph)
+    return PolicyFile(
+        policy=policy,
+        groups=tuple(group for group in space.groups if group.name in treated),
+        layers=preparation.model.layers,
+        target=preparation.device.target,
+        ranges=ranges,
+        origin={
+            "run": run,
+            "model": spec.to_json()["model"],
+            "data": spec.to_json()["data"],
+            "seed": spec.search.seed,
+            "trimtab": importlib.metadata.version("trimtab"),
+        },
+    )
+
+
+def estimate_text(estimate: Estimate | None, *, signed: bool = False) -> str:
+    """Returns a mean with its standard error, both in percent points, for example ``94.10 ± 0.53``."""
+    if estimate is None:
+        return "–"
+    sign = "+" if signed else ""
+    return f"{100 * estimate.mean:{sign}.2f} ± {100 * estimate.standard_error:.2f}"

@@ -1,0 +1,244 @@
+"""Launching a search, and going on with one."""
+
+import logging
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..compressors.artifact import Artifact
+from ..compressors.pipeline import Pipeline
+from ..core.errors import RunError, SpecError
+from ..core.names import describe_unknown
+from ..evaluators.measurement import Measurement
+from ..search.answer import Answer, answer
+from ..search.baselines import list_baselines
+from ..search.budget import Budget
+from ..search.controller import Observer, SearchPlan, SilentObserver, run_search
+from ..search.journal import Journal
+from ..search.pools import build_pool
+from ..search.record import Record
+from ..search.worker_pool import Limits, WorkerPool
+from ..spaces.policy import GraphTreatment
+from ..spaces.space import Space
+from .benches import SearchBenches
+from .finish import Final, Row, finish_search, write_outcome
+from .policy_file import PolicyFile, load_policy
+from .preparation import Preparation, prepare
+from .quantities import parse_bytes, parse_duration, parse_latency, parse_size
+from .run_folder import RunFolder
+from .spec import Spec
+from .spec_file import load_spec
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    When nothing keeps the budget, ``policy`` and ``artifact`` are None and ``answer`` tells what is reachable.
+    """
+
+    #: the folder that holds everything
+    run: Path
+    #: the best policy within the budget
+    policy: PolicyFile | None
+    #: the folder of the deployable model
+    artifact: Path | None
+    #: trade-off of latency, accuracy drop and size, fastest first
+    pareto: tuple[Record, ...]
+    #: every trial, by id
+    records: tuple[Record, ...]
+    #: the final table
+    rows: tuple[Row, ...]
+    #: best, nearest and relaxations, from the search's own measurements
+    answer: Answer
+    budget: Budget
+    #: the best policy is a uniform one, or not measurably faster than it
+    equals_uniform: bool
+
+    @property
+    def is_feasible(self) -> bool:
+        """Whether a policy keeps the budget."""
+        return self.policy is not None
+
+
+def search(
+    spec: str | Path | dict[str, Any] | Spec | None = None,
+    *,
+    runs: str | Path = "runs",
+    observer: Observer | None = None,
+    **parts: Any,
+) -> SearchResult:
+    """Searches for the best policy within a budget and writes a run folder.
+
+    Args:
+        spec: a YAML file, a recipe's name, a mapping or a `Spec`; or None when the parts are given by name.
+        runs: the folder in which the run's own folder is made.
+        observer: follows the search.
+        **parts: the spec's keys (``model=``, ``data=``, ``target=`` …); they replace those of ``spec``.
+
+    Raises:
+        SpecError: something in the spec, the model or the data does not fit; no trial was started.
+        TransientError: workers or device were lost for good; `resume` goes on.
+    """
+    resolved = _merge(spec, parts)
+    preparation = prepare(resolved)
+    run = RunFolder.create(Path(runs), resolved.name)
+    run.write_spec(resolved)
+    return _run(preparation, run, observer or SilentObserver(), force=False)
+
+
+def resume(run: str | Path, *, observer: Observer | None = None, force: bool = False, **parts: Any) -> SearchResult:
+    """Goes on with an interrupted search, or repeats the end of a finished one; no finished trial is run again.
+
+    Args:
+        run: the run's folder.
+        observer: follows the search.
+        force: go on although spec, model, data, target or versions changed.
+        **parts: keys of the spec to replace: ``model`` and ``data`` when they were given as objects.
+
+    Raises:
+        RunError: there is no such run, it is damaged or in use, or something changed.
+    """
+    folder = RunFolder.open(Path(run))
+    spec = _merge(folder.spec, parts)
+    if not spec.is_reproducible and not {"model", "data"} <= set(parts):
+        for name in ("model", "data"):
+            if str(getattr(spec, name)).startswith("<") and name not in parts:
+                raise RunError(f"{name} of this run was given as an object; call trimtab.resume(run, {name}=…)")
+    return _run(prepare(spec), folder, observer or SilentObserver(), force=force)
+
+
+def _merge(spec: str | Path | dict[str, Any] | Spec | None, parts: dict[str, Any]) -> Spec:
+    unknown = sorted(set(parts) - set(Spec.model_fields))
+    if unknown:
+        raise SpecError(describe_unknown("spec key", unknown[0], Spec.model_fields))
+    if spec is None:
+        return load_spec(parts)
+    base = load_spec(spec)
+    if not parts:
+        return base
+    kept = {name: getattr(base, name) for name in base.model_fields_set if name not in parts}
+    return load_spec({**kept, **parts})
+
+
+def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force: bool) -> SearchResult:
+    spec = preparation.spec
+    with run.logging():
+        fingerprints = preparation.fingerprints()
+        exists = run.journal.is_file()
+        with Journal.open(run.journal) if exists else Journal.create(run.journal, fingerprints) as journal:
+            journal.check_fingerprints(fingerprints, allow=force)
+            benches = preparation.benches()
+            pool = build_pool(spec.workers.address, benches, _limits(spec), n_workers=spec.workers.count)
+            with closing(pool):
+                original = run.read_original() or _measure_original(preparation, benches, pool)
+                run.write_original(original)
+                budget = resolve_budget(spec, original)
+                _check_size(budget, preparation)
+                records = run_search(_plan(preparation, budget), pool, journal, observer)
+                final = finish_search(preparation, records, budget, pool.compare)
+        conclusion = answer(records, budget, spec.objective)
+        write_outcome(preparation, run, final, conclusion.pareto)
+    return _result(run, records, final, conclusion, budget)
+
+
+def _result(
+    run: RunFolder, records: Sequence[Record], final: Final, conclusion: Answer, budget: Budget
+) -> SearchResult:
+    has_winner = final.winner is not None
+    return SearchResult(
+        run=run.path,
+        policy=load_policy(run.policy) if has_winner else None,
+        artifact=run.artifact if has_winner else None,
+        pareto=conclusion.pareto,
+        records=tuple(records),
+        rows=final.rows,
+        answer=conclusion,
+        budget=budget,
+        equals_uniform=final.equals_uniform,
+    )
+
+
+def _limits(spec: Spec) -> Limits:
+    memory = spec.workers.memory_limit
+    return Limits(parse_duration(spec.workers.trial_timeout), None if memory is None else parse_bytes(memory))
+
+
+def _plan(preparation: Preparation, budget: Budget) -> SearchPlan:
+    spec = preparation.spec
+    return SearchPlan(
+        space=preparation.space,
+        budget=budget,
+        objective=spec.objective,
+        baselines=list_baselines(preparation.space),
+        algorithm=spec.search.algorithm,
+        n_trials=spec.search.trials,
+        batch_size=spec.search.batch,
+        seed=spec.search.seed,
+        time_limit_s=None if spec.search.time_limit is None else parse_duration(spec.search.time_limit),
+        patience=spec.search.patience,
+    )
+
+
+def _measure_original(preparation: Preparation, benches: SearchBenches, pool: WorkerPool) -> Measurement:
+    artifact: Artifact = preparation.original
+    latency = pool.compare([artifact])[0]
+    peak = None
+    if benches.with_peak_memory:
+        from ..evaluators.memory import measure_peak_memory
+
+        peak = measure_peak_memory(benches.target, artifact, benches.batch)
+    return Measurement(
+        accuracy=benches.evaluator.original,
+        latency=latency,
+        size_bytes=artifact.size_bytes,
+        peak_memory_bytes=peak,
+    )
+
+
+def resolve_budget(spec: Spec, original: Measurement) -> Budget:
+    """Turns relative bounds into absolute ones."""
+    bounds = spec.budget
+    latency = None if bounds.latency is None else parse_latency(bounds.latency)
+    size = None if bounds.size_mb is None else parse_size(bounds.size_mb)
+    peak = None if bounds.peak_memory_mb is None else parse_size(bounds.peak_memory_mb)
+    reference_s = original.latency.median_s if original.latency else None
+    return Budget(
+        latency_s=latency and latency.resolve(reference_s or 0.0),
+        accuracy_drop=bounds.accuracy_drop,
+        size_bytes=size and size.resolve(float(original.size_bytes or 0)),
+        peak_memory_bytes=peak and peak.resolve(float(original.peak_memory_bytes or 0)),
+        confidence=bounds.confidence,
+        reference_s=reference_s,
+    )
+
+
+def _check_size(budget: Budget, preparation: Preparation) -> None:
+    """Builds the smallest policy that the space holds and refuses a size that even it does not reach."""
+    if budget.size_bytes is None:
+        return
+    smallest = _smallest_size(preparation.space, preparation.pipeline)
+    if budget.size_bytes < smallest:
+        raise SpecError(
+            f"budget.size_mb: {budget.size_bytes / 1e6:.4g} MB is below the smallest policy in this space "
+            f"({smallest / 1e6:.4g} MB); raise the budget or widen the space"
+        )
+
+
+#: bits of a stored weight, from small to large
+_BITS = {"int4": 4, "int8": 8, "float16": 16, "float32": 32}
+
+
+def _smallest_size(space: Space, pipeline: Pipeline) -> int:
+    treatments = {}
+    for group, options in zip(space.groups, space.options, strict=True):
+        best = min(options, key=lambda option: (_BITS[option.weight_dtype], option.activation_dtype == "int8"))
+        treatments.update(dict.fromkeys(group.layers, best))
+    untouched = pipeline.build({}, GraphTreatment()).size_bytes
+    return min(
+        untouched, *(pipeline.build(treatments, GraphTreatment(fusion=f)).size_bytes for f in space.graph.fusion)
+    )

@@ -1,0 +1,138 @@
+"""``policy.json``: a policy with all that is needed to apply it again, without data and without a search."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..compressors.calibration import Range
+from ..core.errors import PolicyError, SpecError
+from ..core.files import read_json, write_json
+from ..hw_profiles.target import Target
+from ..spaces.layer import Group, Layer, fingerprint_layers
+from ..spaces.policy import Policy
+from ..spaces.treatment import Treatment
+
+#: version of the format; tests/golden keeps a file of every version that was ever released
+SCHEMA = 1
+_KIND = "trimtab-policy"
+
+
+@dataclass(frozen=True)
+class PolicyFile:
+    """A policy, the layers that it was found for, and the activation ranges that it needs."""
+
+    policy: Policy
+    #: the groups that the policy names
+    groups: tuple[Group, ...]
+    #: layer name, kind and weight shape of the model that it was found for
+    layers: tuple[Layer, ...]
+    target: Target
+    #: value name → calibrated range; empty unless the policy quantises activations statically
+    ranges: Mapping[str, Range]
+    #: name, model, data, version … as the search knew them; for people, never acted upon
+    origin: Mapping[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the layers that the policy was found for."""
+        return fingerprint_layers(self.layers)
+
+    @property
+    def layer_treatments(self) -> dict[str, Treatment]:
+        """Layer name → treatment."""
+        members = {group.name: group.layers for group in self.groups}
+        return {layer: treatment for name, treatment in self.policy.groups for layer in members[name]}
+
+    def check_fit(self, layers: tuple[Layer, ...]) -> None:
+        """Compares the layers of a model with those that the policy was found for.
+
+        Raises:
+            PolicyError: they differ; the message names the layers.
+        """
+        want = {layer.name: (layer.kind, layer.weight_shape) for layer in self.layers}
+        have = {layer.name: (layer.kind, layer.weight_shape) for layer in layers}
+        missing = sorted(set(want) - set(have))
+        added = sorted(set(have) - set(want))
+        changed = sorted(name for name in set(want) & set(have) if want[name] != have[name])
+        parts = [
+            *([f"the model lacks {_some(missing)}"] if missing else []),
+            *([f"the policy does not know {_some(added)}"] if added else []),
+            *(f"{name} is {_shape(have[name])}, the policy wants {_shape(want[name])}" for name in changed[:5]),
+        ]
+        if parts:
+            raise PolicyError(f"the policy does not fit this model: {'; '.join(parts)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the file's content."""
+        return {
+            "kind": _KIND,
+            "schema": SCHEMA,
+            **self.policy.to_json(),
+            "members": {group.name: list(group.layers) for group in self.groups},
+            "model": {
+                "fingerprint": self.fingerprint,
+                "layers": [[layer.name, layer.kind, list(layer.weight_shape)] for layer in self.layers],
+            },
+            "target": self.target.to_json(),
+            "activation_ranges": {name: [r.low, r.high] for name, r in sorted(self.ranges.items())},
+            "origin": dict(self.origin),
+        }
+
+    def save(self, path: Path) -> None:
+        """Writes the file atomically."""
+        write_json(path, self.to_json())
+
+
+def load_policy(path: Path) -> PolicyFile:
+    """Reads a policy file.
+
+    Raises:
+        SpecError: the file is missing, is not a policy, or is of a schema that this version does not read.
+    """
+    content = read_json(path, noun="policy")
+    if not isinstance(content, dict) or content.get("kind") != _KIND:
+        raise SpecError(f"policy {path} is not a policy file of Trimtab (kind must be '{_KIND}')")
+    if content.get("schema") != SCHEMA:
+        raise SpecError(f"policy {path} has schema {content.get('schema')!r}; this version reads schema {SCHEMA}")
+    try:
+        return _parse(content)
+    except SpecError as error:
+        raise SpecError(f"policy {path}: {error}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SpecError(f"policy {path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _parse(content: dict[str, Any]) -> PolicyFile:
+    policy = Policy.from_json(content)
+    groups = tuple(Group(str(name), tuple(map(str, layers))) for name, layers in content["members"].items())
+    layers = tuple(
+        Layer(str(name), str(kind), tuple(int(n) for n in shape), (), 0, 0)
+        for name, kind, shape in content["model"]["layers"]
+    )
+    file = PolicyFile(
+        policy=policy,
+        groups=groups,
+        layers=layers,
+        target=Target(**content["target"]),
+        ranges={
+            str(name): Range(float(low), float(high)) for name, (low, high) in content["activation_ranges"].items()
+        },
+        origin=dict(content["origin"]),
+    )
+    if content["model"]["fingerprint"] != file.fingerprint:
+        raise SpecError("the list of layers does not match its fingerprint; the file was altered")
+    unknown = sorted({name for name, _ in policy.groups} - {group.name for group in groups})
+    if unknown:
+        raise SpecError(f"the policy treats {_some(unknown)}, which 'members' does not list")
+    if any(not -1e38 < bound < 1e38 for r in file.ranges.values() for bound in (r.low, r.high)):
+        raise SpecError("an activation range is not finite")
+    return file
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _shape(description: tuple[str, tuple[int, ...]]) -> str:
+    return f"{description[0]} {'×'.join(map(str, description[1]))}"

@@ -1,0 +1,222 @@
+"""From a spec to everything that a search needs, before any trial: paid once, checked once."""
+
+import hashlib
+import importlib.metadata
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..compressors.activations import OP_FAMILIES
+from ..compressors.artifact import Artifact
+from ..compressors.pipeline import Pipeline, PreparedModel, prepare_model
+from ..compressors.source import load_source
+from ..core.errors import DataError, SpecError
+from ..core.files import short_digest
+from ..core.imports import import_object
+from ..core.names import describe_unknown
+from ..evaluators.accuracy import AccuracyEvaluator, take_batch
+from ..evaluators.dataset import Dataset, Split
+from ..evaluators.device import Device, build_device
+from ..evaluators.latency import TimingSettings
+from ..evaluators.metrics import find_metric
+from ..search.searcher import SEARCHERS
+from ..spaces.policy import CALIBRATIONS, GraphTreatment
+from ..spaces.rules import Dropped, Rule, resolve_options, tie_layers
+from ..spaces.space import GraphOptions, Space, build_space
+from .benches import SearchBenches
+from .spec import Spec
+
+_log = logging.getLogger(__name__)
+
+#: alternatives for ``graph.quantized_ops`` when the spec names none
+_DEFAULT_OPS: tuple[tuple[str, ...], ...] = ((), ("add",), ("add", "pool"), ("matmul",))
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """A spec with its model, data, device and space."""
+
+    spec: Spec
+    device: Device
+    dataset: Dataset
+    model: PreparedModel
+    space: Space
+    #: options that rules offered and the target or the layer refuses
+    dropped: tuple[Dropped, ...]
+    #: graph-wide alternatives that are not on offer, with the reason
+    dropped_graph: tuple[tuple[str, str], ...]
+
+    @cached_property
+    def pipeline(self) -> Pipeline:
+        """The pipeline for this model and target."""
+        return Pipeline(self.model, self.device.capabilities)
+
+    @property
+    def original(self) -> Artifact:
+        """The untouched model."""
+        return self.pipeline.build({}, GraphTreatment())
+
+    def evaluate_on(self, split: Split) -> AccuracyEvaluator:
+        """Runs the original over a split and returns the evaluator that compares with it.
+
+        Raises:
+            DataError: the data do not fit the model or the metric.
+        """
+        batch_size = self.device.target.batch_size
+        executable = self.device.load(self.original)
+        return AccuracyEvaluator(executable, split, metric=self.dataset.metric, batch_size=batch_size)
+
+    def benches(self) -> SearchBenches:
+        """Makes the factory that the workers receive."""
+        spec = self.spec
+        return SearchBenches(
+            prepared=self.model,
+            space=self.space,
+            target=self.device.target,
+            capabilities=self.device.capabilities,
+            evaluator=self.evaluate_on(self.dataset.validation),
+            batch=take_batch(self.dataset.validation, 0, self.device.target.batch_size),
+            timing=TimingSettings(min_runs=spec.timing.runs, max_runs=max(1000, spec.timing.runs)),
+            with_peak_memory=spec.timing.peak_memory or _needs_peak_memory(spec),
+            pins_cores=spec.workers.address != "inline",
+        )
+
+    def fingerprints(self) -> dict[str, str]:
+        """Returns what a run depends on, by name: a resumed run has to find the same."""
+        content = self.spec.to_json()
+        for part in ("workers", "name"):
+            content.pop(part, None)
+        for part in ("trials", "time_limit", "patience"):
+            content["search"].pop(part, None)
+        packages = ("trimtab", "numpy", "onnx", "onnxruntime", "optuna")
+        return {
+            "spec": short_digest(content),
+            "model": self.model.fingerprint,
+            "weights": _digest_arrays(self.model.constants.items()),
+            "data": _digest_dataset(self.dataset),
+            "target": self.device.identify().id,
+            "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
+        }
+
+
+def prepare(spec: Spec) -> Preparation:
+    """Loads model, data and device, and makes the space.
+
+    Raises:
+        SpecError: (or ModelError, DataError) something does not fit; nothing was started.
+    """
+    if spec.search.algorithm not in SEARCHERS:
+        SEARCHERS.get(spec.search.algorithm)
+    device = build_device(spec.target.to_target())
+    _check_precisions(spec, device)
+    dataset = load_dataset(spec.data)
+    find_metric(dataset.metric)
+    source = load_source(spec.model)
+    fusions = spec.graph.fusion or device.capabilities.fusions
+    unknown = [fusion for fusion in fusions if fusion not in device.capabilities.fusions]
+    if unknown:
+        raise SpecError(f"graph.fusion: {spec.target.runtime} does not offer {', '.join(unknown)}; "
+                        f"it offers {', '.join(device.capabilities.fusions)}")  # fmt: skip
+    model = prepare_model(source, dataset.calibration.inputs, fusions=("none", *fusions))
+    if not model.layers:
+        raise SpecError("the model has no layer that can be compressed (convolution, linear or embedding)")
+    rules = [Rule(rule.layers, rule.quantize) for rule in spec.space]
+    is_default = "space" not in spec.model_fields_set
+    options, dropped = resolve_options(model.layers, rules, device.capabilities.why_not, is_default=is_default)
+    graph, dropped_graph = _graph_options(spec, device, model)
+    space = build_space(tie_layers(model.layers), options, graph)
+    return Preparation(spec, device, dataset, model, space, dropped, dropped_graph)
+
+
+def load_dataset(data: Any) -> Dataset:
+    """Loads what ``data:`` of a spec names.
+
+    Raises:
+        DataError: it is not a `Dataset`, or the callable failed.
+        SpecError: the name does not import.
+    """
+    found = import_object(data, noun="data") if isinstance(data, str) else data
+    if callable(found) and not isinstance(found, Dataset):
+        try:
+            found = found()
+        except SpecError:
+            raise
+        except Exception as error:
+            raise DataError(f"the data's callable failed: {error!r}") from error
+    if not isinstance(found, Dataset):
+        raise DataError(f"data must be (or return) a trimtab.Dataset, got {type(found).__name__}")
+    return found
+
+
+def _check_precisions(spec: Spec, device: Device) -> None:
+    known = device.capabilities.precisions
+    for precision in spec.graph.precision or ():
+        if precision not in known:
+            raise SpecError(
+                f"graph.precision: {describe_unknown(f'precision of {spec.target.runtime}', precision, known)}; "
+                f"remove it, or choose another target"
+            )
+
+
+def _graph_options(
+    spec: Spec, device: Device, model: PreparedModel
+) -> tuple[GraphOptions, tuple[tuple[str, str], ...]]:
+    wanted = spec.graph.fusion or device.capabilities.fusions
+    fusions = tuple(fusion for fusion in wanted if fusion in model.variants) or ("none",)
+    dropped = [(f"fusion {name}", reason) for name, reason in model.dropped_fusions.items() if name in wanted]
+    present = _op_families(model)
+    operators: dict[tuple[str, ...], None] = {}
+    for alternative in spec.graph.quantized_ops or _DEFAULT_OPS:
+        kept = tuple(sorted(op for op in alternative if op in present))
+        if kept != tuple(sorted(alternative)):
+            missing = ", ".join(op for op in alternative if op not in present)
+            dropped.append((f"quantized_ops {'+'.join(alternative)}", f"the model has no {missing} to quantise"))
+        operators.setdefault(kept)
+    options = GraphOptions(
+        fusion=fusions,
+        calibration=spec.graph.calibration or CALIBRATIONS,
+        quantized_ops=tuple(operators),
+        precision=spec.graph.precision or device.capabilities.precisions,
+    )
+    return options, tuple(dropped)
+
+
+def _op_families(model: PreparedModel) -> set[str]:
+    """Returns the families of `OP_FAMILIES` of which the float graph has members with two computed inputs, or one."""
+    import onnx
+
+    graph = ir.from_proto(onnx.load_from_string(model.variants["none"])).graph
+    constants = set(graph.initializers)
+    found = set()
+    for node in graph:
+        computed = [value for value in node.inputs if value is not None and value.name not in constants]
+        is_binary = node.op_type in ("Add", "MatMul")
+        if len(computed) >= (2 if is_binary else 1):
+            found.update(family for family, ops in OP_FAMILIES.items() if node.op_type in ops)
+    return found
+
+
+def _needs_peak_memory(spec: Spec) -> bool:
+    return spec.budget.peak_memory_mb is not None or spec.objective == "peak_memory"
+
+
+def _digest_arrays(arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays, key=lambda pair: str(pair[0])):
+        digest.update(f"{name}|{array.dtype}|{array.shape}|".encode())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()[:16]
+
+
+def _digest_dataset(dataset: Dataset) -> str:
+    splits: Sequence[tuple[str, Split]] = (
+        ("calibration", dataset.calibration), ("validation", dataset.validation), ("test", dataset.test)
+    )  # fmt: skip
+    arrays = [(f"{name}.{key}", array) for name, split in splits for key, array in split.inputs.items()]
+    labels = [(f"{name}.labels", split.labels) for name, split in splits if split.labels is not None]
+    return _digest_arrays([*arrays, *labels])

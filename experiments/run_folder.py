@@ -1,0 +1,128 @@
+"""The folder of a run: what stands where, and how it is found again."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..core.errors import RunError
+from ..core.files import read_json, write_bytes, write_json
+from ..evaluators.measurement import Measurement
+from .spec import Spec
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """``runs/NAME``: spec.yaml, original.json, journal.jsonl, policy.json, pareto.json, artifact/, log.txt."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, runs: Path, name: str) -> "RunFolder":
+        """Makes ``runs/name``, or ``name-2`` … when that exists.
+
+        Raises:
+            RunError: the folder cannot be made.
+        """
+        n = 1
+        while True:
+            path = runs / (name if n == 1 else f"{name}-{n}")
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except FileExistsError:
+                n += 1
+            except OSError as error:
+                raise RunError(f"run folder {path} cannot be made: {error}; choose another with --runs") from error
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """Opens an existing run.
+
+        Raises:
+            RunError: there is no run.
+        """
+        if not (path / "spec.yaml").is_file():
+            raise RunError(f"{path} is not a run folder: it has no spec.yaml")
+        return cls(path)
+
+    @property
+    def spec(self) -> Path:
+        """The spec as it was resolved."""
+        return self.path / "spec.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """One record a line."""
+        return self.path / "journal.jsonl"
+
+    @property
+    def policy(self) -> Path:
+        """The best policy."""
+        return self.path / "policy.json"
+
+    @property
+    def pareto(self) -> Path:
+        """The trade-off of latency, accuracy and size."""
+        return self.path / "pareto.json"
+
+    @property
+    def result(self) -> Path:
+        """The final table, as numbers."""
+        return self.path / "result.json"
+
+    @property
+    def artifact(self) -> Path:
+        """The folder of the deployable model."""
+        return self.path / "artifact"
+
+    def write_spec(self, spec: Spec) -> None:
+        """Writes spec.yaml."""
+        text = yaml.safe_dump(spec.to_json(), sort_keys=False, allow_unicode=True)
+        write_bytes(self.spec, text.encode())
+
+    def write_original(self, measurement: Measurement) -> None:
+        """Writes the original's measurement, to which relative bounds refer."""
+        write_json(self._original, measurement.to_json())
+
+    def read_original(self) -> Measurement | None:
+        """Returns what `write_original` wrote; None where the run did not come so far.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self._original.is_file():
+            return None
+        content = read_json(self._original, noun="original's measurement", error=RunError)
+        try:
+            return Measurement.from_json(content)
+        except (TypeError, KeyError, AttributeError) as error:
+            raise RunError(f"{self._original} is damaged: {error!r}; start a new search") from error
+
+    def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
+        """Writes one of the run's JSON files."""
+        write_json(path, dict(value))
+
+    @property
+    def _original(self) -> Path:
+        return self.path / "original.json"
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Writes what the library logs at INFO and above to log.txt."""
+        logger = logging.getLogger("trimtab")
+        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        level = logger.level
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            handler.close()

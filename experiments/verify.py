@@ -1,0 +1,170 @@
+"""Re-measures an artifact on this machine against its promise."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..compressors.artifact import Artifact
+from ..core.errors import ArtifactError, MeasurementError
+from ..evaluators.accuracy import run_split
+from ..evaluators.device import Device, Executable, build_device
+from ..evaluators.latency import TimingSettings
+from ..evaluators.measurement import Estimate
+from ..evaluators.memory import measure_peak_memory
+from ..evaluators.metrics import estimate, find_metric
+from .artifact_folder import read_probe
+from .benches import compare_with_yardstick
+from .manifest import Manifest, check_files, read_manifest
+from .policy_file import load_policy
+from .preparation import load_dataset
+
+#: a machine that is slower than when the promise was made is forgiven up to this factor
+_MAX_SLOWDOWN = 3.0
+#: outputs may differ from the recorded ones by this much, relative to the largest recorded value
+_OUTPUT_TOLERANCE = 0.02
+#: times the latency is measured again before a promise counts as broken; noise only ever adds time
+_N_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the table: what was promised, what was found."""
+
+    name: str
+    promised: str
+    achieved: str
+    is_kept: bool
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks of an artifact."""
+
+    folder: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether every promise is kept."""
+        return all(check.is_kept for check in self.checks)
+
+
+def verify(artifact: str | Path, *, data: Any = None, tolerance: float = 0.25) -> Verification:
+    """Checks files, outputs, latency, size and, with data, accuracy of an artifact.
+
+    Args:
+        artifact: the folder.
+        data: as in a spec; None leaves the accuracy unchecked.
+        tolerance: how much slower than promised counts as kept, beyond what the whole machine is slower.
+
+    Raises:
+        ArtifactError: the folder is damaged or was altered.
+        SpecError: the runtime or the data are missing.
+        MeasurementError: the machine is too unquiet for a verdict, or the runtime refuses the model.
+    """
+    folder = Path(artifact)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    policy = load_policy(folder / "policy.json")
+    if policy.target != manifest.target:
+        raise ArtifactError(f"{folder}: policy.json and manifest.json name different targets")
+    device = build_device(manifest.target)
+    model = Artifact((folder / "model.onnx").read_bytes(), manifest.precision, manifest.dynamic_activations)
+    executable = device.load(model)
+    batches = read_probe(folder)
+    checks = [Check("files", f"{len(manifest.files)} sha256", "equal", is_kept=True)]
+    checks += _check_outputs(executable, batches)
+    if batches:
+        checks += _check_latency(device, executable, batches[0][0], manifest, tolerance)
+        checks += _check_memory(model, batches[0][0], manifest)
+    checks += _check_size(folder, manifest)
+    if data is not None:
+        checks += _check_accuracy(executable, manifest, data)
+    profile = device.identify().to_json()
+    changed = [key for key in ("device", "runtime_version") if profile.get(key) != manifest.profile.get(key)]
+    note = ", ".join(f"{key}: {manifest.profile.get(key)} → {profile.get(key)}" for key in changed)
+    checks.append(
+        Check("machine", str(manifest.profile.get("device")), str(profile["device"]), is_kept=True, note=note)
+    )
+    return Verification(folder, tuple(checks))
+
+
+def _check_outputs(
+    executable: Executable, batches: list[tuple[dict[str, np.ndarray], list[np.ndarray]]]
+) -> list[Check]:
+    worst = 0.0
+    for inputs, recorded in batches:
+        outputs = executable.run(inputs)
+        if len(outputs) != len(recorded) or any(a.shape != b.shape for a, b in zip(outputs, recorded, strict=True)):
+            return [Check("outputs", "as recorded", "other shapes", is_kept=False)]
+        for got, want in zip(outputs, recorded, strict=True):
+            scale = max(float(np.abs(want).max(initial=0.0)), 1e-6)
+            worst = max(worst, float(np.abs(got.astype(np.float64) - want).max(initial=0.0)) / scale)
+    kept = worst <= _OUTPUT_TOLERANCE
+    return [Check("outputs", f"within {_OUTPUT_TOLERANCE:.0%}", f"{worst:.2%} off", is_kept=kept)] if batches else []
+
+
+def _check_latency(
+    device: Device, executable: Executable, batch: Mapping[str, np.ndarray], manifest: Manifest, tolerance: float
+) -> list[Check]:
+    promised = manifest.promise.measurement.latency
+    if promised is None:
+        return []
+    best: Check | None = None
+    for _ in range(_N_TRIES):
+        latency, yardstick = compare_with_yardstick([executable], batch, TimingSettings())
+        slowdown = 1.0
+        if manifest.promise.yardstick_s is not None and latency.source == "measured":
+            slowdown = yardstick.median_s / manifest.promise.yardstick_s
+        if slowdown > _MAX_SLOWDOWN:
+            raise MeasurementError(
+                f"this machine is {slowdown:.1f} times slower than when the promise was made; "
+                f"close what else runs on it, or apply the policy anew on it"
+            )
+        limit_s = promised.median_s * max(1.0, slowdown) * (1.0 + tolerance)
+        best = Check(
+            "latency",
+            f"{promised.median_s * 1e3:.3f} ms (≤ {limit_s * 1e3:.3f})",
+            f"{latency.median_s * 1e3:.3f} ± {latency.iqr_s * 1e3:.3f} ms",
+            is_kept=latency.median_s <= limit_s,
+            note=f"{latency.runs} runs on {device.target.name}; machine at {slowdown:.2f} of the promised time",
+        )
+        if best.is_kept:
+            break
+    return [best] if best else []
+
+
+def _check_memory(model: Artifact, batch: Mapping[str, np.ndarray], manifest: Manifest) -> list[Check]:
+    promised = manifest.promise.measurement.peak_memory_bytes
+    if promised is None:
+        return []
+    found = measure_peak_memory(manifest.target, model, batch)
+    kept = found <= promised * 1.1 + 2e6
+    return [Check("peak memory", f"{promised / 1e6:.1f} MB", f"{found / 1e6:.1f} MB", is_kept=kept)]
+
+
+def _check_size(folder: Path, manifest: Manifest) -> list[Check]:
+    promised = manifest.promise.measurement.size_bytes
+    if promised is None:
+        return []
+    found = (folder / "model.onnx").stat().st_size
+    return [Check("size", f"{promised / 1e6:.3f} MB", f"{found / 1e6:.3f} MB", is_kept=found <= promised)]
+
+
+def _check_accuracy(executable: Executable, manifest: Manifest, data: Any) -> list[Check]:
+    promised = manifest.promise.measurement.accuracy
+    dataset = load_dataset(data)
+    metric = find_metric(dataset.metric)
+    split = dataset.test
+    outputs = run_split(executable, split, batch_size=manifest.target.batch_size)
+    found: Estimate = estimate(metric(outputs, split.labels, outputs))
+    achieved = f"{found.mean:.4f} ± {found.standard_error:.4f} ({manifest.promise.split})"
+    if promised is None:
+        return [Check("accuracy", "–", achieved, is_kept=True, note="the artifact promises none")]
+    margin = 2 * float(np.hypot(found.standard_error, promised.standard_error))
+    kept = found.mean >= promised.mean - margin
+    return [Check("accuracy", f"{promised.mean:.4f} ± {promised.standard_error:.4f}", achieved, is_kept=kept)]
