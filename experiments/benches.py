@@ -84,17 +84,15 @@ class TimingBench:
         return latency, measure_peak_memory(benches.target, artifact, benches.batch)
 
     def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
-        """Times artifacts together in one rotation, the original as reference and a `Yardstick` as the last.
+        """Times the original, the artifacts and a `Yardstick` in one rotation; see `DeviceBench.compare`.
 
-        Returns:
-            One latency per artifact, then the yardstick's. A device that states its own times has no yardstick;
-            the last entry then repeats the original's.
+        A device that states its own times has no yardstick; the last entry then repeats the original's.
         """
         return compare_with_yardstick(
             [self._original, *(self._device.load(artifact) for artifact in artifacts)],
             self._benches.batch,
             self._benches.timing,
-        )[1:]
+        )
 
 
 def compare_with_yardstick(

@@ -72,11 +72,11 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
     labels = _special_rows(preparation, records, budget)
     every = {record.id: record for record in (*labels.values(), *contenders)}
     artifacts = {key: _build(preparation, record.policy) for key, record in every.items()}
-    latencies = compare(list(artifacts.values()))
-    finals = {
-        key: replace(every[key].measurement, latency=latency)
-        for key, latency in zip(artifacts, latencies, strict=False)
-    }
+    original_id = labels["original"].id if "original" in labels else None
+    rivals = [key for key in artifacts if key != original_id]
+    original, *timings, yardstick = compare([artifacts[key] for key in rivals])
+    timed_by_id = {**dict(zip(rivals, timings, strict=True)), original_id: original}
+    finals = {key: replace(record.measurement, latency=timed_by_id[key]) for key, record in every.items()}
     timed = [replace(record, measurement=finals[record.id]) for record in contenders]
     winner = _pick(timed, budget, preparation.spec.objective)
     if winner is not None:
@@ -92,9 +92,8 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
         )
         for label, record in labels.items()
     )
-    has_yardstick = latencies[-1].source == "measured"
     equals = _equals_uniform(winner, labels.get("best uniform"), finals)
-    return Final(rows, winner, equals, latencies[-1].median_s if has_yardstick else None)
+    return Final(rows, winner, equals, yardstick.median_s if yardstick.source == "measured" else None)
 
 
 def _contenders(records: Sequence[Record], budget: Budget, objective: str) -> list[Record]:

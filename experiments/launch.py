@@ -1,7 +1,7 @@
 """Launching a search, and going on with one."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +64,28 @@ class SearchResult:
         """Whether a policy keeps the budget."""
         return self.policy is not None
 
+    def to_json(self) -> dict[str, Any]:
+        """Returns what the final table shows, and where the files are, as JSON values."""
+        nearest = self.answer.nearest
+        return {
+            "run": str(self.run),
+            "feasible": self.is_feasible,
+            "artifact": None if self.artifact is None else str(self.artifact),
+            "policy": None if self.policy is None else str(self.run / "policy.json"),
+            "equals_uniform": self.equals_uniform,
+            "rows": [row.to_json() for row in self.rows],
+            "nearest": None if nearest is None else nearest.to_json(),
+            "relaxations": self.answer.relaxations,
+            "trials": len(self.records),
+        }
+
 
 def search(
     spec: str | Path | dict[str, Any] | Spec | None = None,
     *,
     runs: str | Path = "runs",
     observer: Observer | None = None,
+    announce: Callable[[Path], None] | None = None,
     **parts: Any,
 ) -> SearchResult:
     """Searches for the best policy within a budget and writes a run folder.
@@ -78,6 +94,7 @@ def search(
         spec: a YAML file, a recipe's name, a mapping or a `Spec`; or None when the parts are given by name.
         runs: the folder in which the run's own folder is made.
         observer: follows the search.
+        announce: called with the run's folder as soon as it exists.
         **parts: the spec's keys (``model=``, ``data=``, ``target=`` …); they replace those of ``spec``.
 
     Raises:
@@ -88,15 +105,25 @@ def search(
     preparation = prepare(resolved)
     run = RunFolder.create(Path(runs), resolved.name)
     run.write_spec(resolved)
+    if announce is not None:
+        announce(run.path)
     return _run(preparation, run, observer or SilentObserver(), force=False)
 
 
-def resume(run: str | Path, *, observer: Observer | None = None, force: bool = False, **parts: Any) -> SearchResult:
+def resume(
+    run: str | Path,
+    *,
+    observer: Observer | None = None,
+    announce: Callable[[Path], None] | None = None,
+    force: bool = False,
+    **parts: Any,
+) -> SearchResult:
     """Goes on with an interrupted search, or repeats the end of a finished one; no finished trial is run again.
 
     Args:
         run: the run's folder.
         observer: follows the search.
+        announce: called with the run's folder.
         force: go on although spec, model, data, target or versions changed.
         **parts: keys of the spec to replace: ``model`` and ``data`` when they were given as objects.
 
@@ -104,6 +131,8 @@ def resume(run: str | Path, *, observer: Observer | None = None, force: bool = F
         RunError: there is no such run, it is damaged or in use, or something changed.
     """
     folder = RunFolder.open(Path(run))
+    if announce is not None:
+        announce(folder.path)
     spec = _merge(folder.spec, parts)
     if not spec.is_reproducible and not {"model", "data"} <= set(parts):
         for name in ("model", "data"):
@@ -186,7 +215,7 @@ def _plan(preparation: Preparation, budget: Budget) -> SearchPlan:
 
 def _measure_original(preparation: Preparation, benches: SearchBenches, pool: WorkerPool) -> Measurement:
     artifact: Artifact = preparation.original
-    latency = pool.compare([artifact])[0]
+    latency = pool.compare([])[0]
     peak = None
     if benches.with_peak_memory:
         from ..evaluators.memory import measure_peak_memory

@@ -5,6 +5,7 @@ workers or their order: the batch size stands in the plan, each trial's seed is 
 told at once, sorted by id. Resuming replays the journal through the same loop, so it needs no state of its own.
 """
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from .objectives import check_objective, objective_vector
 from .record import Record, Status
 from .searcher import Searcher, Suggestion, Verdict, build_searcher
 from .worker_pool import Job, Outcome, WorkerPool
+
+_log = logging.getLogger(__name__)
 
 #: an error is kept to this many characters in its record; the whole of it is in the log
 _MAX_ERROR_LENGTH = 2000
@@ -188,6 +191,7 @@ class _Search:
             error=" ".join(outcome.error.split())[:_MAX_ERROR_LENGTH],
         )
         self._journal.append(record)
+        _log.info("trial %d %s %s in %.1f s %s", record.id, record.origin, record.status, record.cost_s, record.error)
         self._done[record.id] = record
         candidates = [record] if self._best is None else [self._best, record]
         self._best = find_best(candidates, self._plan.budget, self._plan.objective)

@@ -3,6 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from types import FrameType
 from typing import TypeVar
 
@@ -43,13 +44,13 @@ class InlinePool:
     def _score(self, jobs: Sequence[Job]) -> Iterator[Scored[Artifact]]:
         self._workbench = bench = self._workbench or self._factory.workbench()
         for job in jobs:
-            attempt, artifact = self._limited(lambda job=job: score_job(bench, job)) or (self._overtime(), None)
+            attempt, artifact = self._limited(partial(score_job, bench, job)) or (self._overtime(), None)
             yield Scored(job, attempt, artifact)
 
     def _measure(self, built: Sequence[Scored[Artifact]]) -> Iterator[tuple[Job, Attempt]]:
         self._device_bench = bench = self._device_bench or self._factory.device_bench()
         for scored in built:
-            yield scored.job, self._limited(lambda scored=scored: _measure_one(bench, scored)) or self._overtime()
+            yield scored.job, self._limited(partial(_measure_one, bench, scored)) or self._overtime()
 
     def _limited(self, work: Callable[[], T]) -> T | None:
         """Returns what ``work`` returns; None when it took too long."""
@@ -82,5 +83,5 @@ class _OvertimeError(BaseException):
     """Passes through every ``except Exception`` of the code that it interrupts."""
 
 
-def _raise_overtime(signal_number: int, frame: FrameType | None) -> None:
+def _raise_overtime(_signal_number: int, _frame: FrameType | None) -> None:
     raise _OvertimeError

@@ -119,15 +119,15 @@ def check_survives_an_interrupted_batch(make_pool: PoolFactory, scratch: Path) -
 
 
 def check_compares_artifacts_together(make_pool: PoolFactory, scratch: Path) -> None:
-    """Artifacts timed together come back in order, the yardstick last; a refusal is an error that names it."""
+    """The original comes first, then the artifacts in their order, then the yardstick; a refusal names its cause."""
     jobs = make_jobs(3)
     factory = FakeBenchFactory(_SPACE, {jobs[2].policy.id: "device_refuses"}, str(scratch))
     artifacts = [FakeBenchFactory(_SPACE).workbench().compress_and_score(job.policy, seed=0)[0] for job in jobs]
     with closing(make_pool(factory, Limits())) as pool:
         latencies = pool.compare(artifacts[:2])
         expected = [fake_measurement(_SPACE, job.policy).latency for job in jobs[:2]]
-        _expect(latencies[:2] == expected, f"latencies must come in the artifacts' order, got {latencies}")
-        _expect(len(latencies) == 3, "the yardstick must come last")
+        _expect(latencies[1:3] == expected, f"latencies must come in the artifacts' order, got {latencies}")
+        _expect(len(latencies) == 4, "the original must come first and the yardstick last")
         try:
             pool.compare(artifacts)
         except MeasurementError as error:

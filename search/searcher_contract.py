@@ -6,6 +6,7 @@ Each check takes a factory(space, *, seed) and raises AssertionError with the se
 import json
 from collections.abc import Callable, Sequence
 
+from ..core.errors import RunError
 from ..spaces.policy import Policy
 from ..spaces.space import Space
 from .budget import Budget
@@ -73,19 +74,20 @@ def check_asks_are_prefixes(factory: SearcherFactory) -> None:
 def check_order_of_tell_is_irrelevant(factory: SearcherFactory) -> None:
     """Telling a batch backwards, or in pieces, changes nothing."""
     space = small_space()
-    orders: list[Callable[[Searcher, list[Verdict]], None]] = [
-        lambda searcher, verdicts: searcher.tell(verdicts),
-        lambda searcher, verdicts: searcher.tell(verdicts[::-1]),
-        lambda searcher, verdicts: [searcher.tell([verdict]) for verdict in verdicts[::-1]].clear(),
+    orders: list[Callable[[list[Verdict]], list[list[Verdict]]]] = [
+        lambda verdicts: [verdicts],
+        lambda verdicts: [verdicts[::-1]],
+        lambda verdicts: [[verdict] for verdict in verdicts[::-1]],
     ]
     traces = []
-    for tell in orders:
+    for split in orders:
         searcher = factory(space, seed=0)
         trace: list[Policy] = []
         for _ in range(4):
             suggestions = searcher.ask(4)
             trace += [suggestion.policy for suggestion in suggestions]
-            tell(searcher, [judge(space, suggestion) for suggestion in suggestions])
+            for verdicts in split([judge(space, suggestion) for suggestion in suggestions]):
+                searcher.tell(verdicts)
         traces.append(trace)
     _expect(traces[0] == traces[1] == traces[2], "the order of the verdicts must not change the next suggestions")
 
@@ -104,8 +106,6 @@ def check_takes_failures(factory: SearcherFactory) -> None:
 
 def check_refuses_unknown_ids(factory: SearcherFactory) -> None:
     """A verdict on something that was not suggested is an error."""
-    from ..core.errors import RunError
-
     try:
         factory(small_space(), seed=0).tell([Verdict(10_000, None, 0.0)])
     except RunError:

@@ -6,7 +6,7 @@ The contracts that every searcher and every pool must keep stand in `searcher_co
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -145,9 +145,9 @@ class FakeDeviceBench:
         self._factory = factory
 
     def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
-        """States the latencies one by one; the yardstick is the first one's."""
-        latencies = [self.measure(artifact)[0] for artifact in artifacts]
-        return [*latencies, latencies[0]]
+        """States the latencies one by one; original and yardstick are those of the first artifact."""
+        latencies = [self.measure(artifact)[0] for artifact in artifacts] or [Latency(1.0, 0.0, 1, "model", 1.0)]
+        return [latencies[0], *latencies, latencies[0]]
 
     def measure(self, artifact: Artifact) -> tuple[Latency, int | None]:
         """Behaves as scripted, then looks the policy up."""

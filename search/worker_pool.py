@@ -65,7 +65,9 @@ class DeviceBench(Protocol):
         ...
 
     def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
-        """Times artifacts together in one rotation with the original; returns theirs, then the yardstick's.
+        """Times artifacts together in one rotation; returns the original's latency, theirs, then the yardstick's.
+
+        The yardstick is a fixed piece of work that tells how fast the machine is just now.
 
         Raises:
             MeasurementError: the numbers stayed unstable or the runtime refused an artifact.

@@ -1,0 +1,218 @@
+"""The command line: a thin skin over `trimtab.search`, `resume`, `apply` and `verify`.
+
+Exit codes: 0 done · 1 a promise is broken or an artifact was altered · 2 bad input · 3 no policy keeps the budget ·
+4 workers or device were lost, resume later · 130 interrupted, resume later.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+EXIT_BROKEN = 1
+EXIT_BAD_INPUT = 2
+EXIT_INFEASIBLE = 3
+EXIT_TRANSIENT = 4
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="trimtab",
+    help="Find, layer by layer, how to compress a model so that it meets a budget on your own hardware.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog="exit codes: 0 done · 1 promise broken · 2 bad input · 3 no policy keeps the budget · "
+    "4 workers lost, resume later · 130 interrupted",
+)
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+
+
+def main() -> None:
+    """Runs the command line and ends the process with its exit code."""
+    app()
+
+
+@app.command()
+def search(
+    spec: Annotated[str, typer.Argument(help="A YAML file, or the bare name of a recipe.")],
+    runs: Annotated[Path, typer.Option(help="The folder that receives the run's folder.")] = Path("runs"),
+    as_json: _Json = False,
+) -> None:
+    """Search for the best policy within the budget of a spec."""
+    from .launch import search as launch
+
+    _run(lambda observer, announce: launch(spec, runs=runs, observer=observer, announce=announce), as_json=as_json)
+
+
+@app.command()
+def resume(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on although spec, model, data or versions changed.")
+    ] = False,
+    as_json: _Json = False,
+) -> None:
+    """Go on with an interrupted search; no finished trial is run again."""
+    from .launch import resume as again
+
+    _run(lambda observer, announce: again(run, force=force, observer=observer, announce=announce), as_json=as_json)
+
+
+@app.command()
+def plan(spec: Annotated[str, typer.Argument(help="A YAML file, or the bare name of a recipe.")]) -> None:
+    """Show layers, space and what was dropped, without running a trial."""
+    with _named_errors():
+        from ..search.baselines import list_baselines
+        from .preparation import prepare
+        from .spec_file import load_spec
+        from .terminal import print_plan
+
+        preparation = prepare(load_spec(spec))
+        print_plan(_console(), preparation, len(list_baselines(preparation.space)))
+
+
+@app.command()
+def apply(
+    policy: Annotated[Path, typer.Argument(help="The policy.json of a run.")],
+    model: Annotated[str, typer.Option(help="module:callable or a path to an .onnx file.")],
+    out: Annotated[Path, typer.Option(help="The artifact's folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="module:callable; calibrates anew and scores the test split.")
+    ] = None,
+    openvino_ir: Annotated[bool, typer.Option("--openvino-ir", help="Write model.xml and model.bin too.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Apply a found policy to the same or to retrained weights, without a search."""
+    with _named_errors():
+        from .apply import apply as make
+
+        applied = make(policy, model, out=out, data=data, openvino_ir=openvino_ir)
+        promise = applied.promise
+        if as_json:
+            _print_json({"artifact": str(applied.folder), "promise": promise.to_json()})
+            return
+        latency = promise.latency
+        speed = (
+            f"{latency.median_s * 1e3:.3f} ms ({latency.ratio:.2f}x of the original), "
+            if latency and latency.ratio
+            else ""
+        )
+        _console().print(f"artifact: {applied.folder}   {speed}{(promise.size_bytes or 0) / 1e6:.3f} MB")
+        if data is None:
+            _console().print(
+                "activation ranges are those of the search; --data calibrates anew and checks the accuracy"
+            )
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="The artifact's folder.")],
+    data: Annotated[
+        str | None, typer.Option(help="module:callable; checks the accuracy on the test split too.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, max=10.0, help="How much slower still counts as kept.")] = 0.25,
+    as_json: _Json = False,
+) -> None:
+    """Re-measure an artifact on this machine against its promise; exit 1 if it is broken."""
+    from ..core.errors import ArtifactError
+
+    with _named_errors():
+        from .terminal import print_verification
+        from .verify import verify as check
+
+        try:
+            verification = check(artifact, data=data, tolerance=tolerance)
+        except ArtifactError as error:
+            _complain(error)
+            raise typer.Exit(EXIT_BROKEN) from error
+        if as_json:
+            checks = [{"name": c.name, "promised": c.promised, "achieved": c.achieved, "kept": c.is_kept}
+                      for c in verification.checks]  # fmt: skip
+            _print_json({"kept": verification.is_kept, "checks": checks})
+        else:
+            print_verification(_console(), verification)
+        if not verification.is_kept:
+            raise typer.Exit(EXIT_BROKEN)
+
+
+@app.command()
+def devices() -> None:
+    """List the runtimes at hand and what they offer."""
+    with _named_errors():
+        from ..core.errors import SpecError
+        from ..evaluators.device import DEVICES, build_device
+        from ..hw_profiles.target import Target
+
+        for name in DEVICES:
+            try:
+                device = build_device(Target(name))
+            except SpecError as error:
+                _console().print(f"{name}: {error}")
+                continue
+            profile, offers = device.identify(), device.capabilities
+            _console().print(f"{name} {profile.runtime_version} on {profile.device}, {profile.n_cores} cores")
+            _console().print(f"  instruction sets: {', '.join(profile.features)}")
+            _console().print(f"  precisions: {', '.join(offers.precisions)} (default {offers.default_precision})")
+            _console().print(f"  options: {', '.join(offers.quantize)}")
+
+
+def _run(go: Callable[..., Any], *, as_json: bool) -> None:
+    announced: list[Path] = []
+    try:
+        with _named_errors():
+            from .terminal import TerminalObserver, print_result
+
+            console = _console()
+            with TerminalObserver(console) as observer:
+                result = go(observer, announced.append)
+            if as_json:
+                _print_json(result.to_json())
+            else:
+                print_result(console, result)
+            if not result.is_feasible:
+                raise typer.Exit(EXIT_INFEASIBLE)
+    except KeyboardInterrupt:
+        hint = f"; go on with: trimtab resume {announced[0]}" if announced else "; nothing was started"
+        sys.stderr.write(f"\ninterrupted{hint}\n")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    except typer.Exit as stop:
+        if stop.exit_code == EXIT_TRANSIENT and announced:
+            sys.stderr.write(f"go on with: trimtab resume {announced[0]}\n")
+        raise
+
+
+@contextmanager
+def _named_errors() -> Iterator[None]:
+    """Turns Trimtab's own errors into one line on stderr and an exit code; anything else is a bug and shows itself."""
+    from ..core.errors import TransientError, TrimtabError
+
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        yield
+    except TransientError as error:
+        _complain(error)
+        raise typer.Exit(EXIT_TRANSIENT) from error
+    except TrimtabError as error:
+        _complain(error)
+        raise typer.Exit(EXIT_BAD_INPUT) from error
+
+
+def _complain(error: Exception) -> None:
+    sys.stderr.write(f"trimtab: {type(error).__name__}: {error}\n")
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # piped output keeps its lines whole: nobody wraps a table in a log file
+    return Console(width=None if sys.stdout.isatty() else 200, soft_wrap=False, highlight=False)
+
+
+def _print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")

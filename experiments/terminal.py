@@ -1,0 +1,181 @@
+"""What a person sees in the terminal: progress, the final table, the verdict of a verification."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..evaluators.measurement import Estimate, Measurement
+from ..search.answer import describe_relaxation
+from ..search.budget import BOUNDS, Budget
+from ..search.record import Record, Status
+from .finish import Row
+from .launch import SearchResult
+from .preparation import Preparation
+from .verify import Verification
+
+
+class TerminalObserver:
+    """A progress bar with ETA and best-so-far; says nothing where the output is not a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[best]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("preparing", total=None, best="")
+        self._n_failed = 0
+        self.started_s = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def on_start(self, n_planned: int, n_done: int) -> None:
+        """Shows how many trials there will be, and how many are done already."""
+        self._progress.update(self._task, description="searching", total=n_planned, completed=n_done)
+
+    def on_record(self, record: Record, best: Record | None) -> None:
+        """Moves the bar and shows the best so far."""
+        self._n_failed += record.status is Status.FAILED
+        text = "best so far: none within the budget"
+        if best is not None:
+            text = f"best so far: {_brief(best.measurement)} (trial {best.id})"
+        if self._n_failed:
+            text += f", {self._n_failed} failed"
+        self._progress.update(self._task, advance=1, best=text)
+
+    def on_stop(self, reason: str) -> None:
+        """Shows why the search ended."""
+        self._progress.update(self._task, description=f"done ({reason})")
+
+
+def print_result(console: Console, result: SearchResult) -> None:
+    """Prints the final table, the answer, and what to do next."""
+    console.print(_final_table(result.rows))
+    _print_answer(console, result)
+
+
+def _final_table(rows: Sequence[Row]) -> Table:
+    table = Table(title="timed together, in turns; accuracy in %", title_justify="left")
+    for heading in ("", "latency ms", "speed-up", "validation", "test", "test drop", "size MB", "budget"):
+        table.add_column(heading, justify="left" if heading in ("", "budget") else "right", no_wrap=True)
+    for row in rows:
+        latency, size = row.final.latency, row.final.size_bytes
+        spread = "–" if latency is None else f"{latency.median_s * 1e3:.3f} ± {latency.iqr_s * 1e3:.3f}"
+        speed_up = "–" if latency is None or not latency.ratio else f"{1 / latency.ratio:.2f}×"
+        label = row.label if row.label == "original" else f"{row.label} [dim]{_origin(row.record)}[/dim]"
+        table.add_row(
+            label,
+            spread,
+            speed_up,
+            _percent(row.final.accuracy),
+            _percent(row.test.accuracy),
+            _percent(row.test.accuracy_drop, sign="+"),
+            "–" if size is None else f"{size / 1e6:.3f}",
+            "kept" if row.is_feasible else "[red]broken[/red]",
+            style="bold" if row.label == "best policy" else None,
+        )
+    return table
+
+
+def _print_answer(console: Console, result: SearchResult) -> None:
+    if not result.is_feasible:
+        console.print("[bold]No policy keeps the budget.[/bold]")
+        nearest = result.answer.nearest
+        if nearest is not None:
+            console.print(f"nearest reachable: trial {nearest.id}, {_brief(nearest.measurement)}")
+        for name, value in result.answer.relaxations.items():
+            if value is not None:
+                console.print(
+                    f"it would be kept with {describe_relaxation(name, value)} (now {_bound(result.budget, name)})"
+                )
+        console.print(f"run: {result.run}")
+        return
+    if result.equals_uniform:
+        console.print("The best policy equals the best uniform one: nothing measurably faster was found.")
+    console.print(f"policy:   {result.run / 'policy.json'}")
+    console.print(f"artifact: {result.artifact}   check it: trimtab verify {result.artifact}")
+
+
+def _bound(budget: Budget, name: str) -> str:
+    factor, unit = next((factor, unit) for bound, _, factor, unit in BOUNDS if bound == name)
+    return f"{getattr(budget, name) * factor:.4g} {unit}".strip()
+
+
+def _brief(measurement: Measurement) -> str:
+    parts = []
+    if measurement.latency is not None:
+        ratio = f" ({measurement.latency.ratio:.2f}x)" if measurement.latency.ratio else ""
+        parts.append(f"{measurement.latency.median_s * 1e3:.3f} ms{ratio}")
+    if measurement.accuracy_drop is not None:
+        parts.append(f"drop {100 * measurement.accuracy_drop.mean:+.2f} %")
+    if measurement.size_bytes is not None:
+        parts.append(f"{measurement.size_bytes / 1e6:.3f} MB")
+    return ", ".join(parts) or "nothing measured"
+
+
+def _origin(record: Record) -> str:
+    return f"{record.origin.removeprefix('baseline:')} #{record.id}"
+
+
+def _percent(estimate: Estimate | None, *, sign: str = "") -> str:
+    if estimate is None:
+        return "–"
+    return f"{100 * estimate.mean:{sign}.2f} ± {100 * estimate.standard_error:.2f}"
+
+
+def print_verification(console: Console, verification: Verification) -> None:
+    """Prints promised against achieved, and the verdict."""
+    table = Table(title=f"artifact {verification.folder}", title_justify="left")
+    for heading in ("", "promised", "achieved", "verdict", "note"):
+        table.add_column(heading)
+    for check in verification.checks:
+        verdict = "kept" if check.is_kept else "[red]broken[/red]"
+        table.add_row(check.name, check.promised, check.achieved, verdict, check.note)
+    console.print(table)
+    console.print("every promise is kept" if verification.is_kept else "[red bold]a promise is broken[/red bold]")
+
+
+def print_plan(console: Console, preparation: Preparation, n_baselines: int) -> None:
+    """Prints layers, space, what fell away and why."""
+    space = preparation.space
+    offered = {layer: options for group, options in zip(space.groups, space.options, strict=True)
+               for layer in group.layers}  # fmt: skip
+    table = Table(title=f"{preparation.spec.name} on {preparation.device.target.name}", title_justify="left")
+    for heading in ("layer", "kind", "weight", "parameters", "MACs", "options"):
+        table.add_column(heading, justify="right" if heading in ("parameters", "MACs") else "left")
+    for layer in preparation.model.layers:
+        labels = ", ".join(option.label for option in offered[layer.name])
+        shape = "×".join(map(str, layer.weight_shape))
+        table.add_row(layer.name, layer.kind, shape, f"{layer.n_parameters:,}", f"{layer.macs:,}", labels)
+    console.print(table)
+    graph = space.graph
+    console.print(f"fusion: {', '.join(graph.fusion)} · calibration: {', '.join(graph.calibration)}")
+    operators = ", ".join("+".join(ops) or "none" for ops in graph.quantized_ops)
+    console.print(f"quantized ops: {operators} · precision: {', '.join(graph.precision)}")
+    console.print(f"space: {space.size:.3g} policies, {n_baselines} of them baselines")
+    dropped: dict[tuple[str, str], list[str]] = {}
+    for drop in preparation.dropped:
+        dropped.setdefault((drop.option, drop.reason), []).append(drop.layer)
+    for (option, reason), layers in dropped.items():
+        shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
+        console.print(f"dropped: {option} on {shown}: {reason}")
+    for name, reason in preparation.dropped_graph:
+        console.print(f"dropped: {name}: {reason}")
