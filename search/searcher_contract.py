@@ -192,7 +192,7 @@ def _warm_up(searcher: Searcher, space: Space) -> None:
     for vector in ([0] * 8, [1] * 4 + [0] * 4, [2] * 4 + [0] * 4):
         verdict = judge(space, Suggestion(0, space.decode(vector)))
         searcher.inject(space.decode(vector), verdict.objectives, verdict.violation)
-    for _ in range(4):
+    for _ in range(2):
         suggestions = searcher.ask(5)
         searcher.tell([Verdict(suggestions[0].id, None, 0.0)])
         searcher.tell([judge(space, suggestion) for suggestion in suggestions[1:]])

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from trimtab.hw_profiles.latency import Latency
 from trimtab.evaluators.measurement import Estimate, Measurement
+from trimtab.hw_profiles.latency import Latency
 from trimtab.search.budget import Budget
 from trimtab.search.pareto import pareto_front, pareto_records
 from trimtab.search.record import Record, Status

@@ -18,9 +18,7 @@ def make_record(record_id, latency_s=1.0, drop=0.0, size_bytes=100, *, status=St
     return Record(record_id, Policy({}), status, measurement, 1.0, 0, "test")
 
 
-@pytest.mark.parametrize(
-    ("objective", "best_id"), [("latency", 0), ("accuracy", 1), ("size", 2), ("peak_memory", 3)]
-)
+@pytest.mark.parametrize(("objective", "best_id"), [("latency", 0), ("accuracy", 1), ("size", 2), ("peak_memory", 3)])
 def test_best_follows_the_objective(objective, best_id):
     records = [
         make_record(0, latency_s=0.5, drop=0.1, size_bytes=90, peak=60),

@@ -99,7 +99,9 @@ def test_line_that_is_too_long_is_damage(path):
         Journal.open(path)
 
 
-@pytest.mark.parametrize("header", [b"", b"{}\n", b"[]\n", b"null\n", b"garbage\n", b'{"schema": 1, "fingerprints": {}}'])
+@pytest.mark.parametrize(
+    "header", [b"", b"{}\n", b"[]\n", b"null\n", b"garbage\n", b'{"schema": 1, "fingerprints": {}}']
+)
 def test_file_without_header_is_no_journal(tmp_path, header):
     (tmp_path / "journal").write_bytes(header)
     with pytest.raises(RunError, match="line 1 is not the header"):
