@@ -11,11 +11,14 @@ WEIGHT_DTYPES = ("float32", "float16", "int8", "int4")
 ACTIVATION_DTYPES = ("float32", "int8")
 ACTIVATION_RANGES = ("static", "dynamic")
 _GRANULARITY = re.compile(r"tensor|channel|block(16|32|64|128|256)")
+_INTEGERS = ("int8", "int4")
 
 
 @dataclass(frozen=True, slots=True)
 class Treatment:
     """What happens to one layer; the default leaves it as it is.
+
+    Canonical: granularity means nothing for weights in floating point and falls back to its default there.
 
     >>> Treatment(weight_dtype="int8", activation_dtype="int8").label
     'int8'
@@ -34,12 +37,19 @@ class Treatment:
         _check("weight_dtype", self.weight_dtype, WEIGHT_DTYPES)
         _check("activation_dtype", self.activation_dtype, ACTIVATION_DTYPES)
         _check("activation_range", self.activation_range, ACTIVATION_RANGES)
-        if not _GRANULARITY.fullmatch(self.granularity):
-            raise SpecError(f"granularity must be tensor, channel or block16…block256, got '{self.granularity}'")
+        if not _GRANULARITY.fullmatch(str(self.granularity)):
+            raise SpecError(f"granularity must be tensor, channel or block16…block256, got {self.granularity!r}")
         if self.activation_dtype == "int8" and self.weight_dtype != "int8":
             raise SpecError(f"int8 activations need an int8 weight, got a {self.weight_dtype} weight")
         if self.activation_range == "dynamic" and self.activation_dtype != "int8":
             raise SpecError("dynamic ranges need int8 activations, got float32 activations")
+        if self.weight_dtype not in _INTEGERS:
+            object.__setattr__(self, "granularity", "channel")
+        is_blockwise = self.granularity.startswith("block")
+        if self.weight_dtype == "int4" and not is_blockwise:
+            raise SpecError(f"int4 weights need block16…block256, got '{self.granularity}'")
+        if self.activation_dtype == "int8" and is_blockwise:
+            raise SpecError(f"int8 activations need a weight scaled per tensor or channel, got '{self.granularity}'")
 
     @property
     def is_static(self) -> bool:
