@@ -7,6 +7,7 @@ from worker to device; the driver holds references only.
 
 import logging
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,9 @@ from .worker_pool import BenchFactory, Job, Limits, Outcome
 
 #: the custom Ray resource that marks the node, or the nodes, where latency may be measured
 DEVICE_RESOURCE = "trimtab_device"
+
+#: how long a cluster may take to accept a connection, in seconds
+_PROBE_S = 10.0
 
 #: Ray settings for the time of starting it; what the user has set wins
 _RAY_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
@@ -109,6 +113,8 @@ class RayPool:
 
 
 def _connect(address: str, n_workers: int) -> None:
+    if ":" in address:
+        _probe(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
         # logical cores: the workers and the device never compute at the same time, so one core is enough for all
@@ -117,7 +123,20 @@ def _connect(address: str, n_workers: int) -> None:
         try:
             ray.init(address=address, **options)
         except Exception as cause:  # Ray raises ConnectionError, RuntimeError, ValueError, TimeoutError and grpc's own
-            raise SpecError(f"workers.address '{address}': no Ray cluster answers there: {cause}") from cause
+            raise SpecError(
+                f"workers.address '{address}': Ray does not let this process in: {cause}; is the version of Ray the "
+                "same there, and does this process have the cluster's token if it asks for one (Ray's token "
+                "authentication)?"
+            ) from cause
+
+
+def _probe(address: str) -> None:
+    """Asks whether anything listens there: Ray itself would take minutes to give up, and print meanwhile."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_S).close()
+    except (OSError, OverflowError) as cause:
+        raise SpecError(f"workers.address '{address}': nothing answers there: {cause}; is Ray running?") from cause
 
 
 def _require_device(address: str) -> None:

@@ -1,16 +1,19 @@
 """Every worker pool keeps the contract; a new one is one line in FACTORIES."""
 
 import logging
+import socket
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import ray
+from trimtab.core.errors import SpecError
 from trimtab.search.budget import Budget
 from trimtab.search.controller import SearchPlan, SilentObserver, run_search
 from trimtab.search.inline_pool import InlinePool
 from trimtab.search.journal import Journal
 from trimtab.search.pool_contract import POOL_CHECKS, PROCESS_POOL_CHECKS, outcome_of_every_kind
+from trimtab.search.pools import build_pool
 from trimtab.search.ray_pool import RayPool
 from trimtab.search.testing import REFERENCE_S, FakeBenchFactory, small_space
 from trimtab.search.worker_pool import Limits
@@ -75,3 +78,12 @@ def test_number_of_workers_does_not_change_the_trace(tmp_path):
             records = run_search(plan, pool, journal, SilentObserver())
         traces.append([replace(record, cost_s=0.0) for record in records])
     assert traces[0] == traces[1]
+
+
+def test_address_where_nothing_listens_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound but not listening: nobody else can answer there
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(SpecError, match=f"workers.address '{address}': nothing answers there"):
+            build_pool(address, FakeBenchFactory(small_space()), Limits(), n_workers=1)
