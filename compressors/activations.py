@@ -106,21 +106,21 @@ class ActivationScale:
 
 
 def activation_scale(range_: Range, codes: str) -> ActivationScale:
-    """Returns scale and zero point, as onnxruntime.quantization.quant_utils.compute_scale_zp does (float32).
+    """Returns scale and zero point, as onnxruntime.quantization.quant_utils.compute_scale_zp does.
+
+    Ranges are float32; the arithmetic is float64, for a range may span more than float32 holds.
 
     Args:
         range_: the calibrated interval.
         codes: ``asymmetric`` (uint8), ``symmetric`` (int8, zero point 0; uint8 where nothing is negative) or
             ``symmetric_signed`` (int8, zero point 0, always).
     """
-    low, high = np.float32(min(range_.low, 0.0)), np.float32(max(range_.high, 0.0))
+    low, high = (float(np.float32(edge)) for edge in (min(range_.low, 0.0), max(range_.high, 0.0)))
     if codes == "symmetric_signed" or (codes == "symmetric" and low < 0):
-        bound = max(abs(low), abs(high))
-        scale = np.float32((bound + bound) / np.float32(254))
-        return ActivationScale(_positive(scale), np.int8(0))
-    scale = _positive(np.float32((high - low) / np.float32(255)))
-    return ActivationScale(scale, np.uint8(np.clip(np.rint(-low / scale), 0, 255)))
+        return ActivationScale(np.float32(_positive(2 * max(-low, high) / 254)), np.int8(0))
+    scale = _positive((high - low) / 255)
+    return ActivationScale(np.float32(scale), np.uint8(np.clip(np.rint(-low / scale), 0, 255)))
 
 
-def _positive(scale: np.float32) -> np.float32:
-    return np.float32(1) if scale < np.finfo(np.float32).tiny else scale
+def _positive(scale: float) -> float:
+    return 1.0 if scale < np.finfo(np.float32).tiny else scale

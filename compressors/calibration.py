@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..core.errors import ModelError
-from .graph import open_session
+from .graph import iterate_outputs
 
 _N_BINS = 2048
 #: share of the values that the percentile method keeps (the default of onnxruntime.quantization)
@@ -40,17 +40,18 @@ def collect_histograms(
     """Runs the calibration samples once through the float model.
 
     Args:
+        model: the float graph.
         names: values to watch.
         samples: feeds of the model, input name → (batch, …) array.
 
     Raises:
         ModelError: a value is not finite on the calibration data; the message names it.
+        DataError: the model cannot run on a sample.
     """
     watched = list(dict.fromkeys(names))
-    session = open_session(model, watched)
     found: dict[str, Histogram] = {}
-    for feed in samples:
-        for name, array in zip(watched, session.run(watched, dict(feed)), strict=True):
+    for arrays in iterate_outputs(model, watched, samples):
+        for name, array in zip(watched, arrays, strict=True):
             flat = np.asarray(array, dtype=np.float32).ravel()
             if not np.isfinite(flat).all():
                 raise ModelError(f"the value '{name}' is not finite on the calibration data")
@@ -62,7 +63,7 @@ def _extend(histogram: Histogram | None, values: np.ndarray) -> Histogram:
     """Counts values: (n,) float32; widens the bins by whole bin widths when the range grows."""
     low, high = float(values.min()), float(values.max())
     if histogram is None:
-        margin = max(high - low, 1e-6) * 0.25
+        margin = max(high - low, 1e-6 * max(1.0, abs(low), abs(high))) * 0.25  # never below what float64 resolves
         edges = np.linspace(low - margin, high + margin, _N_BINS + 1)
         return Histogram(_count(values, edges), edges, low, high)
     edges, counts = histogram.edges, histogram.counts
@@ -90,6 +91,7 @@ def choose_range(histogram: Histogram, method: str) -> Range:
     """Returns the range that the method keeps, always with 0 inside.
 
     Args:
+        histogram: the statistics of one value.
         method: ``minmax``; ``percentile`` (99.999 % of the values, equal tails); ``entropy`` (smallest
             KL divergence between the clipped and the quantised histogram, as onnxruntime.quantization
             does it); ``mse`` (smallest squared error of 8-bit rounding and clipping).

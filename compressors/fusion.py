@@ -43,6 +43,8 @@ def build_variants(
     """Returns the graphs of the fusion levels that change anything, and why each other level was dropped.
 
     Args:
+        base: the float graph.
+        levels: the fusion levels to try, in order of preference.
         sample: model input name → (1, …) array, on which a fused graph must agree with the base.
     """
     variants = {"none": base.model}

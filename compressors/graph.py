@@ -1,7 +1,7 @@
 """The base graph: simplified by the runtime, its layers found and named."""
 
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ def build_base_graph(source: ModelSource, sample: Mapping[str, np.ndarray]) -> B
     """Simplifies the graph and finds its layers.
 
     Args:
+        source: the model as ONNX.
         sample: model input name → (1, …) array, used to see the real shapes.
 
     Raises:
@@ -224,9 +225,25 @@ def observe_shapes(
 def run_with_outputs(
     model: ir.Model, names: list[str], samples: Iterable[Mapping[str, np.ndarray]]
 ) -> list[list[np.ndarray]]:
-    """Runs samples and returns, per sample, the arrays of the named values."""
+    """Runs samples and returns, per sample, the arrays of the named values.
+
+    Raises:
+        DataError: the model cannot run on a sample; the message counts them from 0.
+    """
+    return list(iterate_outputs(model, names, samples))
+
+
+def iterate_outputs(
+    model: ir.Model, names: list[str], samples: Iterable[Mapping[str, np.ndarray]]
+) -> Iterator[list[np.ndarray]]:
+    """Yields what `run_with_outputs` returns, one sample at a time."""
     session = open_session(model, names)
-    return [session.run(names, dict(sample)) if names else [] for sample in samples]
+    for position, sample in enumerate(samples):
+        try:
+            arrays = session.run(names, dict(sample)) if names else []
+        except Exception as error:  # the runtime raises several types
+            raise DataError(f"the model cannot run on calibration sample {position}: {error}") from error
+        yield arrays
 
 
 def open_session(model: ir.Model, extra_outputs: list[str]) -> onnxruntime.InferenceSession:

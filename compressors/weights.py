@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-#: largest code of each signed weight type; symmetric, so -128 and -8 stay unused
-_MAX_CODE = {"int8": 127, "int4": 7}
+#: largest code of an int8 weight; symmetric, so -128 stays unused
+_MAX_CODE = 127
 
 
 @dataclass(frozen=True)
 class QuantizedWeight:
     """Codes and scales: weight ≈ codes × scale."""
 
-    #: same shape as the weight, int8 (int4 codes are held in int8 too)
+    #: same shape as the weight, int8
     codes: np.ndarray
     #: float32; () per tensor, (channels,) per channel
     scale: np.ndarray
@@ -20,24 +20,22 @@ class QuantizedWeight:
     axis: int | None
 
 
-def quantize_weight(weight: np.ndarray, *, axis: int | None, dtype: str = "int8") -> QuantizedWeight:
-    """Rounds a weight to symmetric integers, zero point 0.
+def quantize_weight(weight: np.ndarray, *, axis: int | None) -> QuantizedWeight:
+    """Rounds a weight to symmetric int8, zero point 0.
 
     Args:
         weight: any shape, float32.
         axis: the axis along which each index has its own scale; None for one scale.
-        dtype: ``int8`` or ``int4``.
 
     Source of the scale: onnxruntime.quantization.quant_utils.compute_scale_zp with symmetric ranges,
     2·max|w| / (2·max_code) in float32; 1.0 where the channel is zero.
     """
-    max_code = _MAX_CODE[dtype]
     others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
     bound = np.abs(weight).max(axis=others).astype(np.float32)
-    scale = (bound + bound) / np.float32(2 * max_code)
+    scale = (bound + bound) / np.float32(2 * _MAX_CODE)
     scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
     divisor = scale if axis is None else np.expand_dims(scale, others)
-    codes = np.clip(np.rint(weight / divisor), -max_code, max_code).astype(np.int8)
+    codes = np.clip(np.rint(weight / divisor), -_MAX_CODE, _MAX_CODE).astype(np.int8)
     return QuantizedWeight(codes, scale, axis)
 
 
@@ -59,6 +57,7 @@ def quantize_blocks(weight: np.ndarray, *, bits: int, block_size: int) -> BlockW
     Args:
         weight: (n_inputs, n_outputs) float32; n_inputs is padded with zeros to whole blocks.
         bits: 4 or 8.
+        block_size: inputs that share a scale.
 
     Source: the operator's specification (contrib operator MatMulNBits): w = (code - 2^(bits-1)) × scale.
     """
