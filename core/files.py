@@ -93,5 +93,5 @@ def read_json(path: Path, *, noun: str, error: type[SpecError] = SpecError) -> A
     """
     try:
         return json.loads(read_text(path, noun=noun, error=error))
-    except (json.JSONDecodeError, RecursionError) as cause:
+    except (ValueError, RecursionError) as cause:  # ValueError: JSON's own, and numbers of too many digits
         raise error(f"{noun} {path} is not JSON: {cause}") from cause

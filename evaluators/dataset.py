@@ -17,7 +17,7 @@ class Split:
         labels: (n_samples, …) array that the metric is given; None where the metric needs none.
 
     Raises:
-        DataError: the arrays have different lengths or are empty.
+        DataError: something is not a numpy array, or the arrays have different lengths or are empty.
 
     >>> len(Split({"x": np.zeros((4, 2), np.float32)}))
     4
@@ -27,9 +27,13 @@ class Split:
     labels: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        lengths = {name: len(array) for name, array in self.inputs.items()}
+        arrays = {f"input '{name}'": array for name, array in self.inputs.items()}
         if self.labels is not None:
-            lengths["labels"] = len(self.labels)
+            arrays["labels"] = self.labels
+        for name, array in arrays.items():
+            if not isinstance(array, np.ndarray) or array.ndim == 0:
+                raise DataError(f"{name} must be a numpy array with the samples first, got {type(array).__name__}")
+        lengths = {name: len(array) for name, array in arrays.items()}
         if not self.inputs or len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise DataError(f"a split needs inputs and labels of one length, at least 1, got {lengths}")
 

@@ -1,11 +1,12 @@
 """The protocol of a runtime on a device, and the registry of runtimes."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
 from ..compressors.artifact import Artifact
+from ..core.errors import SpecError, TrimtabError
 from ..core.registry import Registry
 from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import Capabilities, Target
@@ -53,6 +54,15 @@ def build_device(target: Target) -> Device:
     """Makes the device of a target.
 
     Raises:
-        SpecError: the runtime is unknown, not installed, or does not know the device.
+        SpecError: the runtime is unknown, not installed, does not know the device, or is something else.
     """
-    return DEVICES.get(target.runtime)(target)
+    factory = DEVICES.get(target.runtime)
+    try:
+        device: object = factory(target)
+    except TrimtabError:
+        raise
+    except Exception as error:  # anybody's code
+        raise SpecError(f"runtime '{target.runtime}' cannot be set up: {error!r}") from error
+    if not (hasattr(device, "capabilities") and hasattr(device, "load")):
+        raise SpecError(f"runtime '{target.runtime}' must make a device, got {type(device).__name__}")
+    return cast("Device", device)

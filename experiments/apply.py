@@ -11,7 +11,7 @@ import numpy as np
 from ..compressors.artifact import Artifact
 from ..compressors.pipeline import Pipeline, prepare_model
 from ..compressors.source import ModelSource, load_source
-from ..core.errors import SpecError
+from ..core.errors import PolicyError, SpecError
 from ..evaluators.accuracy import AccuracyEvaluator, take_batch
 from ..evaluators.dataset import Dataset
 from ..evaluators.device import Device, build_device
@@ -22,7 +22,7 @@ from .artifact_folder import record_probe, write_artifact, write_openvino_ir
 from .benches import compare_with_yardstick
 from .manifest import Manifest, Promise
 from .policy_file import PolicyFile, load_policy
-from .preparation import load_dataset
+from .preparation import check_batch, load_dataset
 
 _log = logging.getLogger(__name__)
 
@@ -67,11 +67,14 @@ def apply(
     source = load_source(model)
     dataset = None if data is None else load_dataset(data)
     device = build_device(file.target)
+    _check_precision(file, device)
+    check_batch(source, device)
     calibration = source.sample if dataset is None else dataset.calibration.inputs
     prepared = prepare_model(source, calibration, fusions=("none", file.policy.graph.fusion))
     file.check_fit(prepared.layers)
     pipeline = Pipeline(prepared, device.capabilities)
     if dataset is None:
+        _check_ranges(file, pipeline)
         pipeline.adopt_ranges(file.policy.graph, file.ranges)
     elif file.ranges:
         file = _with_ranges(file, pipeline)
@@ -97,6 +100,22 @@ def _check_out(folder: Path) -> None:
         not folder.is_dir() or (any(folder.iterdir()) and not (folder / "manifest.json").is_file())
     ):
         raise SpecError(f"--out {folder} exists and is not an artifact; choose another folder, or remove it")
+
+
+def _check_precision(file: PolicyFile, device: Device) -> None:
+    known, precision = device.capabilities.precisions, file.policy.graph.precision
+    if precision not in known:
+        raise PolicyError(f"the policy computes in {precision}, and {file.target.name} here in {', '.join(known)}; "
+                          f"search again on this machine")  # fmt: skip
+
+
+def _check_ranges(file: PolicyFile, pipeline: Pipeline) -> None:
+    if not any(treatment.is_static for _, treatment in file.policy.groups):
+        return
+    missing = sorted(set(pipeline.prepared.statistics.get(file.policy.graph.fusion, ())) - set(file.ranges))
+    if missing:
+        raise PolicyError(f"the policy holds no activation range for {', '.join(missing[:5])}; give data to calibrate "
+                          f"anew (--data)")  # fmt: skip
 
 
 def _with_ranges(file: PolicyFile, pipeline: Pipeline) -> PolicyFile:

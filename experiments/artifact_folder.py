@@ -43,15 +43,24 @@ def write_artifact(
         settings = replace(manifest, precision=artifact.precision, dynamic_activations=artifact.dynamic_activations)
         settings.write(staging)
         staging.chmod(0o755)
-        old = folder.with_name(f"{staging.name}.old")
-        if folder.exists():
-            folder.rename(old)
-        staging.rename(folder)
-        sync_folder(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        _put_in_place(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    old = folder.with_name(f"{staging.name}.old")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        staging.rename(folder)
+    except BaseException:
+        if old.exists():
+            old.rename(folder)
+        raise
+    sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_openvino_ir(folder: Path, artifact: Artifact) -> None:

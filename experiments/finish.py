@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compressors.artifact import Artifact
-from ..evaluators.accuracy import AccuracyEvaluator, take_batch
+from ..evaluators.accuracy import take_batch
 from ..evaluators.measurement import Estimate, Measurement
 from ..hw_profiles.latency import Latency
 from ..search.answer import merit
@@ -81,13 +81,12 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
     winner = _pick(timed, budget, preparation.spec.objective)
     if winner is not None:
         labels["best policy"] = winner
-    test = preparation.evaluate_on(preparation.dataset.test)
     rows = tuple(
         Row(
             label,
             record,
             finals[record.id],
-            _score(preparation, test, artifacts[record.id]),
+            _score_on_test(preparation, artifacts[record.id]),
             budget.violation(finals[record.id]) == 0.0,
         )
         for label, record in labels.items()
@@ -145,8 +144,8 @@ def _build(preparation: Preparation, policy: Policy) -> Artifact:
     return preparation.pipeline.build(preparation.space.layer_treatments(policy), policy.graph)
 
 
-def _score(preparation: Preparation, evaluator: AccuracyEvaluator, artifact: Artifact) -> Measurement:
-    score = evaluator.score(preparation.device.load(artifact))
+def _score_on_test(preparation: Preparation, artifact: Artifact) -> Measurement:
+    score = preparation.test.score(preparation.device.load(artifact))
     return Measurement(score.accuracy, score.accuracy_drop)
 
 

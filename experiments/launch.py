@@ -29,7 +29,7 @@ from .preparation import Preparation, prepare
 from .quantities import parse_bytes, parse_duration, parse_latency, parse_size
 from .run_folder import RunFolder
 from .spec import Spec
-from .spec_file import load_spec
+from .spec_file import allow_imports_from, find_spec, load_spec
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +105,8 @@ def search(
     preparation = prepare(resolved)
     run = RunFolder.create(Path(runs), resolved.name)
     run.write_spec(resolved)
+    if isinstance(spec, str | Path):
+        run.write_import_folder(find_spec(str(spec)).resolve().parent)
     if announce is not None:
         announce(run.path)
     return _run(preparation, run, observer or SilentObserver(), force=False)
@@ -133,11 +135,13 @@ def resume(
     folder = RunFolder.open(Path(run))
     if announce is not None:
         announce(folder.path)
+    imports = folder.read_import_folder()
+    if imports is not None:
+        allow_imports_from(imports)
     spec = _merge(folder.spec, parts)
-    if not spec.is_reproducible and not {"model", "data"} <= set(parts):
-        for name in ("model", "data"):
-            if str(getattr(spec, name)).startswith("<") and name not in parts:
-                raise RunError(f"{name} of this run was given as an object; call trimtab.resume(run, {name}=…)")
+    for name in ("model", "data"):
+        if str(getattr(spec, name)).startswith("<"):
+            raise RunError(f"{name} of this run was given as an object; call trimtab.resume(run, {name}=…)")
     return _run(prepare(spec), folder, observer or SilentObserver(), force=force)
 
 
@@ -159,9 +163,12 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
     with run.logging():
         fingerprints = preparation.fingerprints()
         exists = run.journal.is_file()
+        if not exists and run.read_original() is not None:
+            raise RunError(f"journal {run.journal} is missing; bring it back, or start a new search")
         with Journal.open(run.journal) if exists else Journal.create(run.journal, fingerprints) as journal:
             journal.check_fingerprints(fingerprints, allow=force)
             benches = preparation.benches()
+            _ = preparation.test  # now, so that data which do not fit end the search before it begins
             pool = build_pool(spec.workers.address, benches, _limits(spec), n_workers=spec.workers.count)
             with closing(pool):
                 original = run.read_original() or _measure_original(preparation, benches, pool)

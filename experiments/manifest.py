@@ -1,6 +1,7 @@
 """``manifest.json``: what an artifact consists of, what it promises, and where that was measured."""
 
 import importlib.metadata
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from ..core.errors import ArtifactError
 from ..core.files import read_json, sha256_file, write_json
 from ..evaluators.measurement import Measurement
 from ..hw_profiles.target import Target
+from .spec import read_target
 
 #: version of the format; tests/golden keeps a file of every version that was ever released
 SCHEMA = 1
@@ -79,14 +81,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise ArtifactError(f"{path} has schema {content.get('schema')!r}; this version reads schema {SCHEMA}")
     try:
         return Manifest(
-            target=Target(**content["target"]),
+            target=read_target(content["target"]),
             precision=str(content["runtime"]["precision"]),
             dynamic_activations=bool(content["runtime"]["dynamic_activations"]),
             promise=_parse_promise(content["promise"]),
             profile=dict(content["profile"]),
             files={str(name): str(entry["sha256"]) for name, entry in content["files"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -113,8 +115,19 @@ def check_files(folder: Path, manifest: Manifest) -> None:
 
 def _parse_promise(content: dict[str, Any]) -> Promise:
     yardstick_s = content["yardstick_s"]
+    _check_numbers(content["measurement"])
     measurement = Measurement.from_json(content["measurement"])
     for number in (measurement.latency and measurement.latency.median_s, measurement.size_bytes, yardstick_s):
         if number is not None and not float(number) > 0:
             raise ValueError(f"a promised number must be more than 0, got {number}")
     return Promise(measurement, str(content["split"]), None if yardstick_s is None else float(yardstick_s))
+
+
+def _check_numbers(content: Mapping[str, Any]) -> None:
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            _check_numbers(value)
+            continue
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if name != "source" and value is not None and not is_number:
+            raise ValueError(f"{name} must be a finite number, got {value!r}")

@@ -12,6 +12,7 @@ from ..hw_profiles.target import Target
 from ..spaces.layer import Group, Layer, fingerprint_layers
 from ..spaces.policy import Policy
 from ..spaces.treatment import Treatment
+from .spec import read_target
 
 #: version of the format; tests/golden keeps a file of every version that was ever released
 SCHEMA = 1
@@ -99,7 +100,7 @@ def load_policy(path: Path) -> PolicyFile:
         return _parse(content)
     except SpecError as error:
         raise SpecError(f"policy {path}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise SpecError(f"policy {path} is damaged: {type(error).__name__}: {error}") from error
 
 
@@ -114,7 +115,7 @@ def _parse(content: dict[str, Any]) -> PolicyFile:
         policy=policy,
         groups=groups,
         layers=layers,
-        target=Target(**content["target"]),
+        target=read_target(content["target"]),
         ranges={
             str(name): Range(float(low), float(high)) for name, (low, high) in content["activation_ranges"].items()
         },
@@ -122,12 +123,24 @@ def _parse(content: dict[str, Any]) -> PolicyFile:
     )
     if content["model"]["fingerprint"] != file.fingerprint:
         raise SpecError("the list of layers does not match its fingerprint; the file was altered")
-    unknown = sorted({name for name, _ in policy.groups} - {group.name for group in groups})
+    _check_members(file)
+    for name, found in file.ranges.items():
+        if not -1e38 < found.low <= found.high < 1e38:
+            raise SpecError(f"the activation range of '{name}' is not finite, or upside down: {found}")
+    return file
+
+
+def _check_members(file: PolicyFile) -> None:
+    unknown = sorted({name for name, _ in file.policy.groups} - {group.name for group in file.groups})
     if unknown:
         raise SpecError(f"the policy treats {_some(unknown)}, which 'members' does not list")
-    if any(not -1e38 < bound < 1e38 for r in file.ranges.values() for bound in (r.low, r.high)):
-        raise SpecError("an activation range is not finite")
-    return file
+    members = [layer for group in file.groups for layer in group.layers]
+    strangers = sorted(set(members) - {layer.name for layer in file.layers})
+    if strangers:
+        raise SpecError(f"'members' names {_some(strangers)}, which the list of layers does not hold")
+    twice = sorted({name for name in members if members.count(name) > 1})
+    if twice:
+        raise SpecError(f"{_some(twice)} cannot stand in two groups")
 
 
 def _some(names: list[str]) -> str:

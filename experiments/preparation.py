@@ -9,13 +9,15 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from ..compressors.activations import OP_FAMILIES
 from ..compressors.artifact import Artifact
+from ..compressors.graph import check_inputs
 from ..compressors.pipeline import Pipeline, PreparedModel, prepare_model
-from ..compressors.source import load_source
-from ..core.errors import DataError, SpecError
+from ..compressors.source import ModelSource, load_source
+from ..core.errors import DataError, MeasurementError, ModelError, SpecError
 from ..core.files import short_digest
 from ..core.imports import import_object
 from ..core.names import describe_unknown
@@ -61,15 +63,33 @@ class Preparation:
         """The untouched model."""
         return self.pipeline.build({}, GraphTreatment())
 
-    def evaluate_on(self, split: Split) -> AccuracyEvaluator:
+    @cached_property
+    def validation(self) -> AccuracyEvaluator:
+        """The evaluator on the validation split; see `_evaluate_on`."""
+        return self._evaluate_on("validation")
+
+    @cached_property
+    def test(self) -> AccuracyEvaluator:
+        """The evaluator on the test split; see `_evaluate_on`."""
+        return self._evaluate_on("test")
+
+    def _evaluate_on(self, name: str) -> AccuracyEvaluator:
         """Runs the original over a split and returns the evaluator that compares with it.
 
         Raises:
             DataError: the data do not fit the model or the metric.
+            ModelError: the original fails on them.
         """
-        batch_size = self.device.target.batch_size
-        executable = self.device.load(self.original)
-        return AccuracyEvaluator(executable, split, metric=self.dataset.metric, batch_size=batch_size)
+        split, batch_size = getattr(self.dataset, name), self.device.target.batch_size
+        try:
+            executable = self.device.load(self.original)
+            evaluator = AccuracyEvaluator(executable, split, metric=self.dataset.metric, batch_size=batch_size)
+            _log.info("the original scores %.4f on the %s split", evaluator.original.mean, name)
+            return evaluator
+        except DataError as error:
+            raise DataError(f"the {name} split: {error}") from error
+        except MeasurementError as error:
+            raise ModelError(f"the original fails on the {name} split: {error}") from error
 
     def benches(self) -> SearchBenches:
         """Makes the factory that the workers receive."""
@@ -79,7 +99,7 @@ class Preparation:
             space=self.space,
             target=self.device.target,
             capabilities=self.device.capabilities,
-            evaluator=self.evaluate_on(self.dataset.validation),
+            evaluator=self.validation,
             batch=take_batch(self.dataset.validation, 0, self.device.target.batch_size),
             timing=TimingSettings(min_runs=spec.timing.runs, max_runs=max(1000, spec.timing.runs)),
             with_peak_memory=spec.timing.peak_memory or _needs_peak_memory(spec),
@@ -122,7 +142,9 @@ def prepare(spec: Spec) -> Preparation:
     if unknown:
         raise SpecError(f"graph.fusion: {spec.target.runtime} does not offer {', '.join(unknown)}; "
                         f"it offers {', '.join(device.capabilities.fusions)}")  # fmt: skip
+    check_batch(source, device)
     model = prepare_model(source, dataset.calibration.inputs, fusions=("none", *fusions))
+    _check_splits(model, dataset)
     if not model.layers:
         raise SpecError("the model has no layer that can be compressed (convolution, linear or embedding)")
     rules = [Rule(rule.layers, rule.quantize) for rule in spec.space]
@@ -151,6 +173,31 @@ def load_dataset(data: Any) -> Dataset:
     if not isinstance(found, Dataset):
         raise DataError(f"data must be (or return) a trimtab.Dataset, got {type(found).__name__}")
     return found
+
+
+def check_batch(source: ModelSource, device: Device) -> None:
+    """Compares a batch that the model fixes with the target's; calibration runs single samples.
+
+    Raises:
+        ModelError: the model cannot run in this batch.
+    """
+    wanted = device.target.batch_size
+    for value in onnx.load_from_string(source.onnx_bytes).graph.input:
+        sides = value.type.tensor_type.shape.dim
+        fixed = sides[0].dim_value if sides else 0
+        if fixed > 1 or (fixed == 1 and wanted != 1):
+            remedy = " or set target.batch_size: 1" if fixed == 1 else ""
+            raise ModelError(f"target.batch_size is {wanted}, but the model fixes the batch of its input "
+                             f"'{value.name}' to {fixed}; export it with an open batch{remedy}")  # fmt: skip
+
+
+def _check_splits(model: PreparedModel, dataset: Dataset) -> None:
+    graph = ir.from_proto(onnx.load_from_string(model.variants["none"]))
+    for name, split in (("validation", dataset.validation), ("test", dataset.test)):
+        try:
+            check_inputs(graph, split.take(slice(1)).inputs)
+        except DataError as error:
+            raise DataError(f"the {name} split: {error}") from error
 
 
 def _check_precisions(spec: Spec, device: Device) -> None:
@@ -188,8 +235,6 @@ def _graph_options(
 
 def _op_families(model: PreparedModel) -> set[str]:
     """Returns the families of `OP_FAMILIES` of which the float graph has members with two computed inputs, or one."""
-    import onnx
-
     graph = ir.from_proto(onnx.load_from_string(model.variants["none"])).graph
     constants = set(graph.initializers)
     found = set()

@@ -82,8 +82,29 @@ class RunFolder:
 
     def write_spec(self, spec: Spec) -> None:
         """Writes spec.yaml."""
-        text = yaml.safe_dump(spec.to_json(), sort_keys=False, allow_unicode=True)
+        content = spec.to_json()
+        if "space" not in spec.model_fields_set:
+            # written down it would count as the user's own, in which an option that no layer takes is an error
+            del content["space"]
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
         write_bytes(self.spec, text.encode())
+
+    def write_import_folder(self, folder: Path) -> None:
+        """Notes the folder of the user's spec: from there model and data are imported when the run is resumed."""
+        write_json(self._imports, {"folder": str(folder)})
+
+    def read_import_folder(self) -> Path | None:
+        """Returns what `write_import_folder` wrote; None where nothing was.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self._imports.is_file():
+            return None
+        content = read_json(self._imports, noun="import folder", error=RunError)
+        if not isinstance(content, dict) or not isinstance(content.get("folder"), str):
+            raise RunError(f"{self._imports} is damaged; remove it, and resume in the folder of the spec")
+        return Path(content["folder"])
 
     def write_original(self, measurement: Measurement) -> None:
         """Writes the original's measurement, to which relative bounds refer."""
@@ -106,6 +127,10 @@ class RunFolder:
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes one of the run's JSON files."""
         write_json(path, dict(value))
+
+    @property
+    def _imports(self) -> Path:
+        return self.path / "imports.json"
 
     @property
     def _original(self) -> Path:

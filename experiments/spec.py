@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..core.names import describe_unknown
 from ..hw_profiles.target import Target
@@ -206,7 +206,7 @@ class Spec(_Part):
     def _named(cls, value: Any) -> Any:
         if value is None or value == "":
             raise ValueError("must be module:callable, for example my_package.zoo:build")
-        if isinstance(value, str) and ":" not in value and not value.endswith(".onnx"):
+        if isinstance(value, str) and not _is_source(value):
             raise ValueError(f"must be module:callable or a path ending in .onnx, got '{value}'")
         return value
 
@@ -226,6 +226,24 @@ class Spec(_Part):
         raw = self.model_copy(update={"model": _name(self.model), "data": _name(self.data)})
         value: dict[str, Any] = raw.model_dump(mode="json", exclude_none=True)
         return value
+
+
+def read_target(content: Any) -> Target:
+    """Reads what `Target.to_json` wrote.
+
+    Raises:
+        ValueError: it is not a target; one line.
+    """
+    try:
+        return TargetSpec(**content).to_target()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise ValueError(f"target.{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
+
+
+def _is_source(text: str) -> bool:
+    # in angle brackets: the note that `to_json` leaves of an object
+    return ":" in text or text.endswith(".onnx") or (text.startswith("<") and text.endswith(" object>"))
 
 
 def _name(value: Any) -> str:

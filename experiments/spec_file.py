@@ -48,18 +48,23 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec) -> Spec:
     path = find_spec(str(source))
     try:
         content = yaml.load(read_text(path, noun="spec"), Loader=_PlainLoader)  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day or a number that cannot be
         raise SpecError(f"spec {path} is not YAML that can be read: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise SpecError(f"spec {path} must be a mapping of keys (name, model, data, target …)")
     folder = path.resolve().parent
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    allow_imports_from(folder)
     model = content.get("model")
     if isinstance(model, str) and model.endswith(".onnx") and not Path(model).is_absolute():
         beside = folder / model
         content["model"] = str(beside if beside.exists() else Path(model).resolve())
     return validate_spec(content, where=f"spec {path}")
+
+
+def allow_imports_from(folder: Path) -> None:
+    """Adds a folder to the end of Python's path: modules that a spec names may stand beside it."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
 
 
 def find_spec(name: str) -> Path:
@@ -68,7 +73,7 @@ def find_spec(name: str) -> Path:
     Raises:
         SpecError: there is no such file and no such recipe; the message lists the recipes.
     """
-    if Path(name).exists():
+    if _exists(name):
         return Path(name)
     recipes = list_recipes()
     if name in recipes:
@@ -76,6 +81,13 @@ def find_spec(name: str) -> Path:
     if "/" in name or name.endswith((".yaml", ".yml")):
         raise SpecError(f"spec {name} does not exist; recipes that can be named: {', '.join(sorted(recipes))}")
     raise SpecError(describe_unknown("recipe", name, recipes))
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # a name that no file system would take
+        return False
 
 
 def list_recipes() -> dict[str, Path]:
@@ -100,9 +112,11 @@ def validate_spec(content: Mapping[str, Any], *, where: str) -> Spec:
 
 
 def _explain(problem: dict[str, Any]) -> str:
-    path = [str(part) for part in problem["loc"] if not str(part).startswith(("function", "tuple", "str", "float"))]
+    is_unknown = problem["type"] == "extra_forbidden"
+    branches = () if is_unknown else ("function", "tuple", "str", "float")  # pydantic's names of types within a union
+    path = [str(part) for part in problem["loc"] if not str(part).startswith(branches)]
     key = ".".join(path)
-    if problem["type"] == "extra_forbidden":
+    if is_unknown:
         known = _known_keys(path[:-1])
         near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.6)
         hint = f"did you mean '{near[0]}'? " if near else ""

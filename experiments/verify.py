@@ -102,6 +102,8 @@ def _check_outputs(
         if len(outputs) != len(recorded) or any(a.shape != b.shape for a, b in zip(outputs, recorded, strict=True)):
             return [Check("outputs", "as recorded", "other shapes", is_kept=False)]
         for got, want in zip(outputs, recorded, strict=True):
+            if not np.isfinite(got).all():
+                return [Check("outputs", "as recorded", "not finite", is_kept=False)]
             scale = max(float(np.abs(want).max(initial=0.0)), 1e-6)
             worst = max(worst, float(np.abs(got.astype(np.float64) - want).max(initial=0.0)) / scale)
     kept = worst <= _OUTPUT_TOLERANCE

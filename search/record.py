@@ -68,5 +68,5 @@ class Record:
                 origin=str(value["origin"]),
                 error=str(value["error"]),
             )
-        except (KeyError, TypeError, ValueError, SpecError) as cause:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SpecError) as cause:
             raise RunError(f"not a trial record: {cause!r}") from cause
