@@ -12,7 +12,7 @@ from ..hw_profiles.target import Capabilities
 from ..spaces.treatment import Treatment
 from .activations import ActivationScale, activation_scale, extra_nodes, fused_output
 from .calibration import Range
-from .graph import add_initializer, drop_unused_initializers, weight_of
+from .graph import add_initializer, drop_unused_initializers, kind_of, weight_of
 from .weights import BlockWeight, QuantizedWeight, quantize_blocks, quantize_weight
 
 _INT32_MAX = 2**31 - 1
@@ -64,13 +64,16 @@ def quantize_graph(graph: ir.Graph, plan: QuantizationPlan) -> None:
     Raises:
         PolicyError: a treatment cannot be written for its layer; the message names it.
     """
-    static = {name: t for name, t in plan.treatments.items() if t.is_static}
+    chosen = {name: treatment for name, treatment in plan.treatments.items() if treatment != Treatment()}
+    static = {name: treatment for name, treatment in chosen.items() if treatment.is_static}
     layers = [(node, weight) for node in graph if (weight := weight_of(node)) is not None]
     treated = [
-        (node, weight, plan.treatments[name])
+        (node, weight, chosen[name])
         for node, weight in layers
-        if (name := str(weight.name).removesuffix(".weight")) in plan.treatments
+        if (name := str(weight.name).removesuffix(".weight")) in chosen
     ]
+    for node, weight, treatment in treated:
+        _check_kind(str(weight.name).removesuffix(".weight"), kind_of(node), treatment)
     extras = extra_nodes(graph, plan.quantized_ops, static)
     writer = _Writer(graph, plan)
     points = [(node, fused_output(node)) for node, _, t in treated if t.is_static]
@@ -87,6 +90,17 @@ def quantize_graph(graph: ir.Graph, plan: QuantizationPlan) -> None:
     for node, weight, treatment in treated:
         writer.write_weight(node, weight, treatment)
     drop_unused_initializers(graph)
+
+
+def _check_kind(name: str, kind: str, treatment: Treatment) -> None:
+    if kind != "linear" and treatment.granularity.startswith("block"):
+        raise PolicyError(f"layer {name}: block-wise weights exist for linear layers only, and this is a {kind} layer")
+    if kind != "linear" and treatment.activation_range == "dynamic":
+        raise PolicyError(f"layer {name}: dynamic ranges exist for linear layers only, and this is a {kind} layer")
+    if kind == "embedding" and treatment.activation_dtype == "int8":
+        raise PolicyError(
+            f"layer {name}: int8 activations exist for convolutions and linear layers, not for embeddings"
+        )
 
 
 class _Writer:
@@ -153,9 +167,9 @@ class _Writer:
         elif treatment.weight_dtype == "int4" or treatment.granularity.startswith("block"):
             self._write_blocks(node, weight, treatment)
         elif node.op_type == "Gather":
-            self._write_embedding(node, weight)
+            self._write_embedding(node, weight, treatment)
         elif treatment.activation_range == "dynamic" and self.plan.scheme.dynamic_form == "operators":
-            self._write_dynamic(node, weight)
+            self._write_dynamic(node, weight, treatment)
         else:
             self._write_channels(node, weight, treatment)
 
@@ -182,34 +196,37 @@ class _Writer:
         self.graph.insert_before(node, cast)
         node.replace_input_with(position, cast.outputs[0])
 
-    def _write_embedding(self, node: ir.Node, weight: ir.Value) -> None:
-        """Looks up int8 rows and the scale of each row."""
-        stored = self.plan.bank.per_channel(self._name(weight), _array(weight), 0)
+    def _write_embedding(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
+        """Looks up int8 rows and, where each row has its own, their scales."""
+        axis = None if treatment.granularity == "tensor" else 0
+        stored = self.plan.bank.per_channel(self._name(weight), _array(weight), axis)
         codes = self._constant(f"{weight.name}_int8", stored.codes)
-        scales = self._constant(f"{weight.name}_scale", stored.scale[:, None])
-        rows = ir.node("Gather", [scales, node.inputs[1]], name=f"{node.name}_scale")
-        rows.outputs[0].name = f"{node.outputs[0].name}_scale"
-        self.graph.insert_before(node, rows)
+        scale = self._constant(f"{weight.name}_scale", stored.scale if axis is None else stored.scale[:, None])
+        if axis is not None:
+            rows = ir.node("Gather", [scale, node.inputs[1]], name=f"{node.name}_scale")
+            scale = rows.outputs[0]
+            scale.name = f"{node.outputs[0].name}_scale"
+            self.graph.insert_before(node, rows)
         node.replace_input_with(0, codes)
         node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
         cast_to = {"to": int(ir.DataType.FLOAT)}
 
         def scaled(out: ir.Value) -> list[ir.Node]:
             cast = ir.node("Cast", [out], cast_to)
-            return [cast, ir.node("Mul", [cast.outputs[0], rows.outputs[0]])]
+            return [cast, ir.node("Mul", [cast.outputs[0], scale])]
 
         self._insert_behind(node, scaled)
 
     def _write_channels(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
         """Stores int8 codes with a DequantizeLinear; for static layers the bias of a convolution too."""
         axis = None if treatment.granularity == "tensor" else (1 if node.op_type == "MatMul" else 0)
-        name = self._name(weight)
-        stored = self.plan.bank.per_channel(name, _array(weight), axis)
+        stored = banked = self.plan.bank.per_channel(self._name(weight), _array(weight), axis)
         input_scale = self._scales.get(node.inputs[0]) if treatment.is_static else None
         has_bias = node.op_type == "Conv" and len(node.inputs) > 2 and node.inputs[2] is not None
         if has_bias and input_scale is not None and self.plan.scheme.quantize_conv_outputs:
             stored = self._write_bias(node, stored, _array(weight), float(input_scale.scale))
-        suffix = "_int8" if axis is not None else "_int8_tensor"
+        # codes that were made for the bias of this node are no other node's
+        suffix = "_int8" if stored is banked else f"_int8_{node.name}"
         codes = self._constant(f"{weight.name}{suffix}", stored.codes)
         scale = self._constant(f"{weight.name}{suffix}_scale", stored.scale)
         zero = self._constant(f"{weight.name}{suffix}_zero_point", np.zeros(stored.scale.shape, np.int8))
@@ -235,7 +252,8 @@ class _Writer:
             divisor = scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
             stored = QuantizedWeight(np.clip(np.rint(weight / divisor), -127, 127).astype(np.int8), scale, stored.axis)
         scale = (np.float32(input_scale) * stored.scale).astype(np.float32)
-        codes = np.clip(np.rint(bias / scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
+        # in float64: the largest int32 is no float32
+        codes = np.clip(np.rint(bias.astype(np.float64) / scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
         prefix = f"{node.inputs[2].name}_{node.name}"
         codes_value = add_initializer(self.graph, f"{prefix}_int32", codes)
         scale_value = add_initializer(self.graph, f"{prefix}_scale", scale)
@@ -249,9 +267,10 @@ class _Writer:
         node.replace_input_with(2, dequantize.outputs[0])
         return stored
 
-    def _write_dynamic(self, node: ir.Node, weight: ir.Value) -> None:
+    def _write_dynamic(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
         """Writes y = cast(x_codes · w_codes) × (x_scale × w_scale), which ONNX Runtime fuses into one kernel."""
-        stored = self.plan.bank.per_channel(self._name(weight), _array(weight), 1)
+        axis = None if treatment.granularity == "tensor" else 1
+        stored = self.plan.bank.per_channel(self._name(weight), _array(weight), axis)
         codes = self._constant(f"{weight.name}_int8", stored.codes)
         scale = self._constant(f"{weight.name}_int8_scale", stored.scale)
         zero = self._constant(f"{weight.name}_int8_zero_point", np.zeros(stored.scale.shape, np.int8))
@@ -279,8 +298,6 @@ class _Writer:
     def _write_blocks(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
         block_size = int(treatment.granularity.removeprefix("block"))
         bits = 4 if treatment.weight_dtype == "int4" else 8
-        if node.op_type != "MatMul":
-            raise PolicyError(f"layer {self._name(weight)}: block-wise weights exist for linear layers only")
         stored = self.plan.bank.blocks(self._name(weight), _array(weight), bits=bits, block_size=block_size)
         n_inputs, n_outputs = _array(weight).shape
         codes = self._constant(f"{weight.name}_int{bits}", stored.codes)
