@@ -1,7 +1,7 @@
 """The base graph: simplified by the runtime, its layers found and named."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import onnxruntime
 
 from ..core.errors import DataError, ModelError
 from ..spaces.layer import Layer
-from .layer_names import name_weights
+from .layer_names import TURNED, name_weights
 from .source import ModelSource
 
 
@@ -44,8 +44,7 @@ def build_base_graph(source: ModelSource, sample: Mapping[str, np.ndarray]) -> B
     check_inputs(model, sample)
     _split_gemms(model.graph)
     weights = find_weights(model.graph)
-    for value, name in name_weights(weights, source.parameters).items():
-        value.name = f"{name}.weight"
+    _rename(model.graph, name_weights(weights, source.parameters))
     watched = [node.outputs[0] for node in model.graph if node.op_type in _WATCHED]
     shapes = observe_shapes(model, watched, sample)
     layers = tuple(_describe(value, shapes) for value in weights)
@@ -53,6 +52,16 @@ def build_base_graph(source: ModelSource, sample: Mapping[str, np.ndarray]) -> B
 
 
 _WATCHED = ("Conv", "MatMul", "Gather", "Softmax", "LayerNormalization")
+
+
+def _rename(graph: ir.Graph, names: Mapping[ir.Value, str]) -> None:
+    """Gives every layer's weight its name; whatever bears one of these names already makes way."""
+    wanted = {f"{name}.weight" for name in names.values()}
+    for value in list(graph.initializers.values()):
+        if value in names or value.name in wanted:
+            value.name = _free_name(graph, f"{value.name}_renamed", wanted)
+    for value, name in names.items():
+        value.name = f"{name}.weight"
 
 
 def check_inputs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> None:
@@ -74,6 +83,10 @@ def check_inputs(model: ir.Model, sample: Mapping[str, np.ndarray]) -> None:
         fits = len(shape) == array.ndim and all(
             not isinstance(want, int) or want == got for want, got in zip(shape[1:], array.shape[1:], strict=False)
         )
+        if fits and isinstance(shape[0], int) and shape[0] != len(array):
+            raise DataError(
+                f"input {name}: the model takes batches of {shape[0]} only; export it with an open batch, or with 1"
+            )
         if value.shape is not None and not fits:
             raise DataError(f"input {name}: the model takes shape {value.shape}, the data have {list(array.shape)}")
 
@@ -95,16 +108,27 @@ def _simplify(onnx_bytes: bytes) -> object:
         return onnx.load(path)
 
 
+def _free_name(graph: ir.Graph, name: str, reserved: Collection[str] = ()) -> str:
+    """Returns the name, with a number where an initialiser has it."""
+    unique, n = name, 1
+    while unique in graph.initializers or unique in reserved:
+        n += 1
+        unique = f"{name}_{n}"
+    return unique
+
+
 def _split_gemms(graph: ir.Graph) -> None:
     """Rewrites Gemm with a constant weight as MatMul + Add, so that there is one form of a linear layer."""
+    turned: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         if node.op_type != "Gemm" or node.domain or not _is_plain_gemm(node):
             continue
-        weight = node.inputs[1]
-        array = weight.const_value.numpy()
+        weight = stored = node.inputs[1]
         if node.attributes.get_int("transB", 0):
-            array = np.ascontiguousarray(array.T)
-        stored = add_initializer(graph, f"{weight.name}_matmul", array)
+            if weight not in turned:
+                array = np.ascontiguousarray(weight.const_value.numpy().T)
+                turned[weight] = add_initializer(graph, f"{weight.name}{TURNED}", array)
+            stored = turned[weight]
         product = ir.node("MatMul", [node.inputs[0], stored], name=f"{node.name}/MatMul")
         graph.insert_before(node, product)
         last = product
@@ -268,10 +292,7 @@ def open_session(model: ir.Model, extra_outputs: list[str]) -> onnxruntime.Infer
 
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """Adds a constant under a name that no other initialiser has; a taken name gets a number."""
-    unique, n = name, 1
-    while unique in graph.initializers:
-        n += 1
-        unique = f"{name}_{n}"
+    unique = _free_name(graph, name)
     tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, name=unique)
     value = ir.Value(name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)

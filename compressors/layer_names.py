@@ -1,13 +1,16 @@
 """Stable names for layers: torch parameter names where the weight can be recognised by its values."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 #: names that exporters make up for folded constants
 _MADE_UP = re.compile(r"(onnx::|val_|_val|const|node_|/)|^\d+$|_transposed|_folded", re.IGNORECASE)
+
+#: ending of the name of a weight that is stored a second time, transposed
+TURNED = "_turned"
 
 
 def name_weights(weights: Sequence[ir.Value], parameters: Mapping[str, np.ndarray]) -> dict[ir.Value, str]:
@@ -16,7 +19,8 @@ def name_weights(weights: Sequence[ir.Value], parameters: Mapping[str, np.ndarra
     A weight is recognised as a torch parameter when it equals it, equals its transpose (``Linear``), or is a
     multiple of it per output channel (a batch norm was merged into it). One parameter that is stored several times
     (a tied embedding) gives ``name``, ``name#2`` …. Without a match the initialiser's own name is kept, and where
-    an exporter made that up, the name of the node that uses it.
+    an exporter made that up, the name of the node that uses it; where several weights would be called the same,
+    they get ``name``, ``name_2`` ….
     """
     candidates: dict[tuple[int, ...], list[str]] = {}
     for name, array in parameters.items():
@@ -29,10 +33,11 @@ def name_weights(weights: Sequence[ir.Value], parameters: Mapping[str, np.ndarra
         same_size = candidates.get(tuple(sorted(array.shape)), [])
         matched = [name for name in same_size if _is_same_weight(array, parameters[name])]
         fresh = [name for name in matched if name not in taken]
-        known = _prefer(fresh or matched, str(weight.name))
-        if known is not None:
-            taken.add(known)
-        names[weight] = _unique(_strip(known or _fallback(weight)), names.values())
+        own_name = str(weight.name).removesuffix(TURNED)
+        origin = _prefer(fresh or matched, own_name) or own_name
+        name = _strip(origin if matched else _fallback(weight, own_name))
+        names[weight] = _unique(name, names.values(), "#" if origin in taken else "_")
+        taken.add(origin)
     return names
 
 
@@ -60,8 +65,7 @@ def _is_channel_multiple(stored: np.ndarray, parameter: np.ndarray) -> bool:
     return bool(error <= 1e-4 * max(np.abs(a).max(initial=0.0), 1e-30))
 
 
-def _fallback(weight: ir.Value) -> str:
-    own_name = str(weight.name)
+def _fallback(weight: ir.Value, own_name: str) -> str:
     if not _MADE_UP.search(own_name):
         return own_name
     node = next(use.node for use in weight.uses())
@@ -73,10 +77,10 @@ def _strip(name: str) -> str:
     return re.sub(r"(\.weight|\.parametrizations\.weight\.original\d*)$", "", name) or name
 
 
-def _unique(name: str, taken: object) -> str:
-    used = set(taken)  # type: ignore[call-overload]
+def _unique(name: str, taken: Iterable[str], separator: str) -> str:
+    used = set(taken)
     unique, n = name, 1
     while unique in used:
         n += 1
-        unique = f"{name}#{n}"
+        unique = f"{name}{separator}{n}"
     return unique
