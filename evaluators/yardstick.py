@@ -13,8 +13,14 @@ class Yardstick:
     """
 
     def __init__(self) -> None:
-        self._values = np.linspace(-4.0, 4.0, 60_000, dtype=np.float32)
+        # small enough for the first-level cache and with its own memory for results: neither a cold cache nor the
+        # allocator, both disturbed by the model that runs in between, shall show in the time (about 1 ms)
+        self._values = np.linspace(-4.0, 4.0, 2_000, dtype=np.float32)
+        self._result = np.empty_like(self._values)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:  # noqa: ARG002 - the protocol's argument
         """Does the work; the inputs are not looked at."""
-        return [np.sqrt(np.exp(self._values) + np.abs(np.sin(self._values)))]
+        for _ in range(300):
+            np.exp(self._values, out=self._result)
+            np.sqrt(self._result, out=self._result)
+        return [self._result.copy()]

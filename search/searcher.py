@@ -67,9 +67,20 @@ SEARCHERS: Registry[Searcher] = Registry(
         "tpe": "trimtab.search.optuna_searcher:build_tpe",
         "nsga2": "trimtab.search.optuna_searcher:build_nsga2",
         "gp": "trimtab.search.optuna_searcher:build_gp",
-        "auto": "trimtab.search.optuna_searcher:build_tpe",
+        "evolution": "trimtab.search.evolution_searcher:EvolutionSearcher",
+        "auto": "trimtab.search.searcher:build_auto",
     },
 )
+
+
+#: up to as many choices TPE learns what each of them does within the usual number of trials
+_MAX_TPE_CHOICES = 16
+
+
+def build_auto(space: Space, *, seed: int) -> Searcher:
+    """Picks the algorithm by the size of the space: TPE for few choices, evolution around the best for many."""
+    n_choices = sum(size > 1 for size in space.dimensions.values())
+    return build_searcher("tpe" if n_choices <= _MAX_TPE_CHOICES else "evolution", space, seed=seed)
 
 
 def build_searcher(algorithm: str, space: Space, *, seed: int) -> Searcher:
