@@ -1,8 +1,18 @@
-"""Small real models, for the contract tests of techniques and for trying things out."""
+"""For tests: small real models, and the contract that every technique must keep."""
 
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnxruntime
+
+from ..spaces.policy import GraphTreatment, Policy
+from ..spaces.treatment import Treatment
+from .artifact import Artifact
+from .pipeline import Pipeline
 
 
 def small_cnn(*, seed: int = 0) -> Any:
@@ -90,3 +100,92 @@ def random_inputs(name: str, n: int, *, seed: int = 0) -> dict[str, np.ndarray]:
     mask = np.ones((n, 12), np.int64)
     mask[:, 9:] = 0
     return {"ids": rng.integers(0, 50, (n, 12)), "mask": mask}
+
+
+@dataclass(frozen=True)
+class CompressionCase:
+    """A technique, as a treatment of some layers of a model."""
+
+    #: returns a pipeline that has built nothing yet
+    make_pipeline: Callable[[], Pipeline]
+    #: the layers that take the treatment, at least one
+    layers: tuple[str, ...]
+    treatment: Treatment
+    #: model input name → (batch, …) array
+    inputs: Mapping[str, np.ndarray]
+
+    def build(self, pipeline: Pipeline | None = None) -> Artifact:
+        """Builds the artifact in which every layer of the case is treated."""
+        treatments = dict.fromkeys(self.layers, self.treatment)
+        return (pipeline or self.make_pipeline()).build(treatments, GraphTreatment())
+
+
+def run_artifact(artifact: Artifact, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """Runs an artifact in ONNX Runtime; returns its outputs, each with the batch first."""
+    session = onnxruntime.InferenceSession(artifact.model, providers=["CPUExecutionProvider"])
+    outputs: list[np.ndarray] = session.run(None, dict(inputs))
+    return outputs
+
+
+def outputs_are_finite_and_shaped_as_before(case: CompressionCase) -> None:
+    """A treated model gives finite outputs of the original's shapes and dtypes."""
+    original = case.make_pipeline().build({}, GraphTreatment())
+    for got, want in zip(run_artifact(case.build(), case.inputs), run_artifact(original, case.inputs), strict=True):
+        _require(bool(np.isfinite(got).all()), "outputs must be finite")
+        _require((got.shape, got.dtype) == (want.shape, want.dtype), f"{got.dtype} {got.shape} must be as before")
+
+
+def the_identity_changes_nothing(case: CompressionCase) -> None:
+    """Layers that are listed as untouched compute bit for bit what they computed, after any other build."""
+    pipeline = case.make_pipeline()
+    original = run_artifact(pipeline.build({}, GraphTreatment()), case.inputs)
+    case.build(pipeline)
+    untouched = pipeline.build(dict.fromkeys(case.layers, Treatment()), GraphTreatment())
+    for got, want in zip(run_artifact(untouched, case.inputs), original, strict=True):
+        _require(np.array_equal(got, want), "the identity treatment must leave the outputs bit-equal")
+
+
+def building_is_pure(case: CompressionCase) -> None:
+    """One pipeline builds the same bytes again, whatever it built in between."""
+    pipeline = case.make_pipeline()
+    first, original = case.build(pipeline), pipeline.build({}, GraphTreatment())
+    pipeline.build({case.layers[0]: case.treatment}, GraphTreatment())
+    _require(case.build(pipeline) == first, "a build must not depend on those before it")
+    _require(pipeline.build({}, GraphTreatment()) == original, "a build must not change the model")
+
+
+def building_is_deterministic(case: CompressionCase) -> None:
+    """Two pipelines build the same bytes, whatever the order in which layers are named."""
+    treatments = dict.fromkeys(reversed(case.layers), case.treatment)
+    other = case.make_pipeline().build(treatments, GraphTreatment())
+    _require(case.build() == other, "equal policies must give equal bytes")
+
+
+def size_and_digest_are_those_of_the_bytes(case: CompressionCase) -> None:
+    """An artifact states what a file of it would have."""
+    artifact = case.build()
+    _require(artifact.size_bytes == len(artifact.model), "size_bytes must count the bytes")
+    _require(artifact.sha256 == hashlib.sha256(artifact.model).hexdigest(), "sha256 must be that of the bytes")
+
+
+def its_policy_survives_json(case: CompressionCase) -> None:
+    """A policy with this treatment comes back from JSON equal, with the same id."""
+    policy = Policy(dict.fromkeys(case.layers, case.treatment))
+    again = Policy.from_json(json.loads(json.dumps(policy.to_json())))
+    _require((again, again.id, hash(again)) == (policy, policy.id, hash(policy)), "a policy must survive JSON")
+
+
+#: The contract: what every technique has to keep. Each takes a `CompressionCase` and raises AssertionError.
+COMPRESSION_CHECKS: tuple[Callable[[CompressionCase], None], ...] = (
+    outputs_are_finite_and_shaped_as_before,
+    the_identity_changes_nothing,
+    building_is_pure,
+    building_is_deterministic,
+    size_and_digest_are_those_of_the_bytes,
+    its_policy_survives_json,
+)
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise AssertionError(message)
