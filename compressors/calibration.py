@@ -1,6 +1,6 @@
 """Activation ranges: statistics once per model, ranges per method from the same statistics."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,26 @@ def _count(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     n_bins = len(edges) - 1
     index = ((values - edges[0]) * (n_bins / (edges[-1] - edges[0]))).astype(np.int64)
     return np.bincount(np.clip(index, 0, n_bins - 1), minlength=n_bins)
+
+
+class LazyRanges(Mapping[str, Range]):
+    """The ranges of one method, each chosen when it is first asked for: most policies need few of them."""
+
+    def __init__(self, histograms: Mapping[str, Histogram], method: str) -> None:
+        self._histograms = histograms
+        self._method = method
+        self._chosen: dict[str, Range] = {}
+
+    def __getitem__(self, name: str) -> Range:
+        if name not in self._chosen:
+            self._chosen[name] = choose_range(self._histograms[name], self._method)
+        return self._chosen[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._histograms)
+
+    def __len__(self) -> int:
+        return len(self._histograms)
 
 
 def choose_range(histogram: Histogram, method: str) -> Range:

@@ -1,7 +1,7 @@
 """From a policy to an artifact: what is paid once per model, and what is paid per trial."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..spaces.policy import GraphTreatment
 from ..spaces.treatment import Treatment
 from .activations import watched_values
 from .artifact import Artifact
-from .calibration import Histogram, Range, choose_range, collect_histograms
+from .calibration import Histogram, LazyRanges, Range, collect_histograms
 from .fusion import build_variants
 from .graph import build_base_graph
 from .quantize import QuantizationPlan, WeightBank, quantize_graph
@@ -51,6 +51,7 @@ def prepare_model(
     """Simplifies, fuses and calibrates.
 
     Args:
+        source: the model as ONNX.
         calibration: model input name → (n_samples, …) array.
         fusions: the fusion levels to try.
 
@@ -61,9 +62,7 @@ def prepare_model(
     samples = _one_by_one(calibration)
     base = build_base_graph(source, samples[0])
     variants, dropped = build_variants(base, fusions, samples[0])
-    statistics = {
-        level: collect_histograms(model, watched_values(model.graph), samples) for level, model in variants.items()
-    }
+    statistics = _collect(variants, samples)
     constants: dict[str, np.ndarray] = {}
     return PreparedModel(
         layers=base.layers,
@@ -72,6 +71,21 @@ def prepare_model(
         statistics=statistics,
         dropped_fusions=dropped,
     )
+
+
+def _collect(
+    variants: Mapping[str, ir.Model], samples: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, dict[str, Histogram]]:
+    """Watches each value once: a value that keeps its name through a fusion keeps its meaning."""
+    known: dict[str, Histogram] = {}
+    statistics = {}
+    for level, model in variants.items():
+        watched = watched_values(model.graph)
+        missing = [name for name in watched if name not in known]
+        if missing:
+            known.update(collect_histograms(model, missing, samples))
+        statistics[level] = {name: known[name] for name in watched}
+    return statistics
 
 
 #: constants with more elements than this are stored apart from their graphs
@@ -98,7 +112,7 @@ def _attach(content: bytes, constants: Mapping[str, np.ndarray]) -> ir.Model:
     """Undoes `_detach`; the arrays are shared, not copied."""
     proto = onnx.load_from_string(content)
     detached = [t.name for t in proto.graph.initializer if np.prod(t.dims) > _LARGE and not t.raw_data]
-    model = ir.from_proto(proto)
+    model: ir.Model = ir.from_proto(proto)
     for name in detached:
         model.graph.initializers[name].const_value = ir.tensor(constants[name], name=name)
     return model
@@ -116,7 +130,7 @@ class Pipeline:
     prepared: PreparedModel
     scheme: Capabilities
     _graphs: dict[str, ir.Model] = field(default_factory=dict)
-    _ranges: dict[tuple[str, str], dict[str, Range]] = field(default_factory=dict)
+    _ranges: dict[tuple[str, str], Mapping[str, Range]] = field(default_factory=dict)
     _bank: WeightBank = field(default_factory=WeightBank)
 
     def build(self, treatments: Mapping[str, Treatment], graph: GraphTreatment) -> Artifact:
@@ -124,6 +138,7 @@ class Pipeline:
 
         Args:
             treatments: layer name → treatment; layers that are missing stay as they are.
+            graph: what happens to the graph as a whole.
 
         Raises:
             PolicyError: the policy names a layer, a fusion or a treatment that this model does not have.
@@ -151,12 +166,12 @@ class Pipeline:
             self._graphs[fusion] = _attach(self.prepared.variants[fusion], self.prepared.constants)
         return self._graphs[fusion]
 
-    def ranges(self, graph: GraphTreatment) -> dict[str, Range]:
+    def ranges(self, graph: GraphTreatment) -> Mapping[str, Range]:
         """Returns value name → calibrated range for the policy's fusion and calibration; made once."""
         key = (graph.fusion, graph.calibration)
         if key not in self._ranges:
             histograms = self.prepared.statistics[graph.fusion]
-            self._ranges[key] = {name: choose_range(h, graph.calibration) for name, h in histograms.items()}
+            self._ranges[key] = LazyRanges(histograms, graph.calibration)
         return self._ranges[key]
 
     def adopt_ranges(self, graph: GraphTreatment, ranges: Mapping[str, Range]) -> None:

@@ -1,7 +1,7 @@
 """The command line: a thin skin over `trimtab.search`, `resume`, `apply` and `verify`.
 
 Exit codes: 0 done · 1 a promise is broken or an artifact was altered · 2 bad input · 3 no policy keeps the budget ·
-4 workers or device were lost, resume later · 130 interrupted, resume later.
+4 workers were lost or the machine is too unquiet, resume later · 130 interrupted, resume later.
 """
 
 import json
@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     epilog="exit codes: 0 done · 1 promise broken · 2 bad input · 3 no policy keeps the budget · "
-    "4 workers lost, resume later · 130 interrupted",
+    "4 workers lost or machine unquiet, resume later · 130 interrupted",
 )
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
@@ -190,12 +190,12 @@ def _run(go: Callable[..., Any], *, as_json: bool) -> None:
 @contextmanager
 def _named_errors() -> Iterator[None]:
     """Turns Trimtab's own errors into one line on stderr and an exit code; anything else is a bug and shows itself."""
-    from ..core.errors import TransientError, TrimtabError
+    from ..core.errors import MeasurementError, TransientError, TrimtabError
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         yield
-    except TransientError as error:
+    except (TransientError, MeasurementError) as error:
         _complain(error)
         raise typer.Exit(EXIT_TRANSIENT) from error
     except TrimtabError as error:

@@ -1,11 +1,12 @@
 """The end of a search: finalists timed together, scored on the test split, the winner written down."""
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compressors.artifact import Artifact
+from ..compressors.calibration import Range
 from ..evaluators.accuracy import take_batch
 from ..evaluators.measurement import Estimate, Measurement
 from ..hw_profiles.latency import Latency
@@ -60,6 +61,8 @@ class Final:
     winner: Record | None
     #: the winner is the best uniform policy, or as fast as it within the spread
     equals_uniform: bool
+    #: trial → its measurement with the final timing
+    measurements: Mapping[int, Measurement]
     yardstick_s: float | None
 
 
@@ -75,7 +78,10 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
     original_id = labels["original"].id if "original" in labels else None
     rivals = [key for key in artifacts if key != original_id]
     original, *timings, yardstick = compare([artifacts[key] for key in rivals])
-    timed_by_id = {**dict(zip(rivals, timings, strict=True)), original_id: original}
+    timed_by_id = {
+        **dict(zip(rivals, timings, strict=True)),
+        **({} if original_id is None else {original_id: original}),
+    }
     finals = {key: replace(record.measurement, latency=timed_by_id[key]) for key, record in every.items()}
     timed = [replace(record, measurement=finals[record.id]) for record in contenders]
     winner = _pick(timed, budget, preparation.spec.objective)
@@ -92,7 +98,7 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
         for label, record in labels.items()
     )
     equals = _equals_uniform(winner, labels.get("best uniform"), finals)
-    return Final(rows, winner, equals, yardstick.median_s if yardstick.source == "measured" else None)
+    return Final(rows, winner, equals, finals, yardstick.median_s if yardstick.source == "measured" else None)
 
 
 def _contenders(records: Sequence[Record], budget: Budget, objective: str) -> list[Record]:
@@ -122,8 +128,9 @@ def _special_rows(preparation: Preparation, records: Sequence[Record], budget: B
 
 
 def _pick(timed: Sequence[Record], budget: Budget, objective: str) -> Record | None:
-    """Returns the best by the final timing; when that timing breaks the budget for all, by the search's own."""
-    keyed = [(key, record) for record in timed if (key := merit(record, budget, objective)) is not None]
+    """Returns the best by the final timing among those that keep the budget in it too."""
+    kept = [record for record in timed if budget.violation(record.measurement) == 0.0]
+    keyed = [(key, record) for record in kept if (key := merit(record, budget, objective)) is not None]
     return min(keyed, key=lambda pair: pair[0])[1] if keyed else None
 
 
@@ -137,7 +144,7 @@ def _equals_uniform(winner: Record | None, uniform: Record | None, finals: dict[
         return False
     # the standard error of a median is about 0.93 interquartile ranges over √n (normal approximation)
     margin_s = 2 * 0.93 * ((a.iqr_s**2 / a.runs) + (b.iqr_s**2 / b.runs)) ** 0.5
-    return abs(a.median_s - b.median_s) <= margin_s
+    return bool(abs(a.median_s - b.median_s) <= margin_s)
 
 
 def _build(preparation: Preparation, policy: Policy) -> Artifact:
@@ -188,7 +195,7 @@ def describe_policy(preparation: Preparation, policy: Policy, *, run: str) -> Po
     """Returns the policy with the layers, the ranges and the origin that its file holds."""
     space, spec = preparation.space, preparation.spec
     treated = {name for name, _ in policy.groups}
-    ranges = {}
+    ranges: Mapping[str, Range] = {}
     if any(treatment.is_static for _, treatment in policy.groups):
         ranges = preparation.pipeline.ranges(policy.graph)
     return PolicyFile(

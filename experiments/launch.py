@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,9 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
                 _check_size(budget, preparation)
                 records = run_search(_plan(preparation, budget), pool, journal, observer)
                 final = finish_search(preparation, records, budget, pool.compare)
-        conclusion = answer(records, budget, spec.objective)
+        # the final timing replaces the search's own where there is one
+        known = [replace(r, measurement=final.measurements.get(r.id, r.measurement)) for r in records]
+        conclusion = answer(known, budget, spec.objective)
         write_outcome(preparation, run, final, conclusion.pareto)
     return _result(run, records, final, conclusion, budget)
 
@@ -244,10 +246,10 @@ def resolve_budget(spec: Spec, original: Measurement) -> Budget:
     peak = None if bounds.peak_memory_mb is None else parse_size(bounds.peak_memory_mb)
     reference_s = original.latency.median_s if original.latency else None
     return Budget(
-        latency_s=latency and latency.resolve(reference_s or 0.0),
+        latency_s=None if latency is None else latency.resolve(reference_s or 0.0),
         accuracy_drop=bounds.accuracy_drop,
-        size_bytes=size and size.resolve(float(original.size_bytes or 0)),
-        peak_memory_bytes=peak and peak.resolve(float(original.peak_memory_bytes or 0)),
+        size_bytes=None if size is None else size.resolve(float(original.size_bytes or 0)),
+        peak_memory_bytes=None if peak is None else peak.resolve(float(original.peak_memory_bytes or 0)),
         confidence=bounds.confidence,
         reference_s=reference_s,
     )

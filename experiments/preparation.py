@@ -237,7 +237,7 @@ def _op_families(model: PreparedModel) -> set[str]:
     """Returns the families of `OP_FAMILIES` of which the float graph has members with two computed inputs, or one."""
     graph = ir.from_proto(onnx.load_from_string(model.variants["none"])).graph
     constants = set(graph.initializers)
-    found = set()
+    found: set[str] = set()
     for node in graph:
         computed = [value for value in node.inputs if value is not None and value.name not in constants]
         is_binary = node.op_type in ("Add", "MatMul")

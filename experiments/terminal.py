@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -66,6 +67,11 @@ class TerminalObserver:
         self._progress.update(self._task, description=f"done ({reason})")
 
 
+def say(console: Console, text: str) -> None:
+    """Prints text as it is: names and paths are neither wrapped nor read as rich's markup."""
+    console.print(text, soft_wrap=True, markup=False)
+
+
 def print_result(console: Console, result: SearchResult) -> None:
     """Prints the final table, the answer, and what to do next."""
     console.print(_final_table(result.rows))
@@ -89,7 +95,7 @@ def _final_table(rows: Sequence[Row]) -> Table:
             _percent(row.test.accuracy),
             _percent(row.test.accuracy_drop, sign="+"),
             "–" if size is None else f"{size / 1e6:.3f}",
-            "kept" if row.is_feasible else "[red]broken[/red]",
+            "kept" if row.is_feasible else "[red]exceeded[/red]",
             style="bold" if row.label == "best policy" else None,
         )
     return table
@@ -98,20 +104,21 @@ def _final_table(rows: Sequence[Row]) -> Table:
 def _print_answer(console: Console, result: SearchResult) -> None:
     if not result.is_feasible:
         console.print("[bold]No policy keeps the budget.[/bold]")
-        nearest = result.answer.nearest
+        nearest = result.answer.nearest or result.answer.best
         if nearest is not None:
-            console.print(f"nearest reachable: trial {nearest.id}, {_brief(nearest.measurement)}")
+            say(console, f"nearest reachable: trial {nearest.id}, {_brief(nearest.measurement)}")
         for name, value in result.answer.relaxations.items():
             if value is not None:
-                console.print(
-                    f"it would be kept with {describe_relaxation(name, value)} (now {_bound(result.budget, name)})"
+                say(
+                    console,
+                    f"it would be kept with {describe_relaxation(name, value)} (now {_bound(result.budget, name)})",
                 )
-        console.print(f"run: {result.run}")
+        say(console, f"run: {result.run}")
         return
     if result.equals_uniform:
         console.print("The best policy equals the best uniform one: nothing measurably faster was found.")
-    console.print(f"policy:   {result.run / 'policy.json'}")
-    console.print(f"artifact: {result.artifact}   check it: trimtab verify {result.artifact}")
+    say(console, f"policy:   {result.run / 'policy.json'}")
+    say(console, f"artifact: {result.artifact}   check it: trimtab verify {result.artifact}")
 
 
 def _bound(budget: Budget, name: str) -> str:
@@ -132,7 +139,8 @@ def _brief(measurement: Measurement) -> str:
 
 
 def _origin(record: Record) -> str:
-    return f"{record.origin.removeprefix('baseline:')} #{record.id}"
+    origin = record.origin.removeprefix("baseline:").removeprefix("uniform ").removeprefix("untouched ")
+    return f"{origin} #{record.id}"
 
 
 def _percent(estimate: Estimate | None, *, sign: str = "") -> str:
@@ -143,12 +151,13 @@ def _percent(estimate: Estimate | None, *, sign: str = "") -> str:
 
 def print_verification(console: Console, verification: Verification) -> None:
     """Prints promised against achieved, and the verdict."""
-    table = Table(title=f"artifact {verification.folder}", title_justify="left")
+    table = Table()
     for heading in ("", "promised", "achieved", "verdict", "note"):
         table.add_column(heading)
     for check in verification.checks:
         verdict = "kept" if check.is_kept else "[red]broken[/red]"
-        table.add_row(check.name, check.promised, check.achieved, verdict, check.note)
+        table.add_row(check.name, escape(check.promised), escape(check.achieved), verdict, escape(check.note))
+    say(console, f"artifact {verification.folder}")
     console.print(table)
     console.print("every promise is kept" if verification.is_kept else "[red bold]a promise is broken[/red bold]")
 
@@ -164,18 +173,18 @@ def print_plan(console: Console, preparation: Preparation, n_baselines: int) -> 
     for layer in preparation.model.layers:
         labels = ", ".join(option.label for option in offered[layer.name])
         shape = "×".join(map(str, layer.weight_shape))
-        table.add_row(layer.name, layer.kind, shape, f"{layer.n_parameters:,}", f"{layer.macs:,}", labels)
+        table.add_row(escape(layer.name), layer.kind, shape, f"{layer.n_parameters:,}", f"{layer.macs:,}", labels)
     console.print(table)
     graph = space.graph
-    console.print(f"fusion: {', '.join(graph.fusion)} · calibration: {', '.join(graph.calibration)}")
+    say(console, f"fusion: {', '.join(graph.fusion)} · calibration: {', '.join(graph.calibration)}")
     operators = ", ".join("+".join(ops) or "none" for ops in graph.quantized_ops)
-    console.print(f"quantized ops: {operators} · precision: {', '.join(graph.precision)}")
-    console.print(f"space: {space.size:.3g} policies, {n_baselines} of them baselines")
+    say(console, f"quantized ops: {operators} · precision: {', '.join(graph.precision)}")
+    say(console, f"space: {space.size:.3g} policies, {n_baselines} of them baselines")
     dropped: dict[tuple[str, str], list[str]] = {}
     for drop in preparation.dropped:
         dropped.setdefault((drop.option, drop.reason), []).append(drop.layer)
     for (option, reason), layers in dropped.items():
         shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
-        console.print(f"dropped: {option} on {shown}: {reason}")
+        say(console, f"dropped: {option} on {shown}: {reason}")
     for name, reason in preparation.dropped_graph:
-        console.print(f"dropped: {name}: {reason}")
+        say(console, f"dropped: {name}: {reason}")
