@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..spaces.treatment import Treatment
 from .calibration import Range
-from .graph import weight_of
+from .graph import input_of, weight_of
 
 #: op families of a policy's ``quantized_ops``
 OP_FAMILIES: dict[str, frozenset[str]] = {
@@ -38,7 +38,7 @@ def watched_values(graph: ir.Graph) -> list[str]:
         weight = weight_of(node)
         is_static_layer = weight is not None and node.op_type != "Gather"
         if is_static_layer:
-            found.update({str(node.inputs[0].name): None, str(fused_output(node).name): None})
+            found.update({str(input_of(node, 0).name): None, str(fused_output(node).name): None})
         elif node.op_type in every and not node.domain:
             found.update({str(value.name): None for value in (*data_inputs(node), fused_output(node))})
     return list(found)
@@ -62,7 +62,7 @@ def extra_nodes(graph: ir.Graph, families: Iterable[str], static: Mapping[str, T
     for node in graph:
         weight = weight_of(node)
         if weight is not None and str(weight.name).removesuffix(".weight") in static:
-            near.update((node.inputs[0], fused_output(node), node.outputs[0]))
+            near.update((input_of(node, 0), fused_output(node), node.outputs[0]))
         elif _only_moves(node) and any(value in near for value in data_inputs(node)):
             near.add(node.outputs[0])
     taken = []
@@ -92,7 +92,7 @@ def _is_standalone(node: ir.Node) -> bool:
     """A Relu or Clip inside a convolution's kernel is not an operation of its own."""
     if node.op_type not in _FUSED_ACTIVATIONS:
         return True
-    producer = node.inputs[0].producer()
+    producer = input_of(node, 0).producer()
     return producer is None or fused_output(producer) is not node.outputs[0] or producer.op_type not in ("Conv", "Add")
 
 

@@ -85,7 +85,7 @@ def _fuse(base: BaseGraph, level: str) -> ir.Model | None:
         except Exception as error:  # the optimiser raises anything on graphs that it does not expect
             _log.info("fusion level %s failed: %r", level, error)
             return None
-    model = ir.from_proto(fused.model)
+    model: ir.Model = ir.from_proto(fused.model)
     LiftConstantsToInitializersPass(lift_all_constants=True)(model)
     return model
 

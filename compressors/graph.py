@@ -123,10 +123,10 @@ def _split_gemms(graph: ir.Graph) -> None:
     for node in list(graph):
         if node.op_type != "Gemm" or node.domain or not _is_plain_gemm(node):
             continue
-        weight = stored = node.inputs[1]
+        weight = stored = input_of(node, 1)
         if node.attributes.get_int("transB", 0):
             if weight not in turned:
-                array = np.ascontiguousarray(weight.const_value.numpy().T)
+                array = np.ascontiguousarray(array_of(weight).T)
                 turned[weight] = add_initializer(graph, f"{weight.name}{TURNED}", array)
             stored = turned[weight]
         product = ir.node("MatMul", [node.inputs[0], stored], name=f"{node.name}/MatMul")
@@ -189,14 +189,37 @@ def weight_of(node: ir.Node) -> ir.Value | None:
     return weight
 
 
+def input_of(node: ir.Node, position: int) -> ir.Value:
+    """Returns an input that the node's operator requires.
+
+    Raises:
+        ModelError: the node leaves it out.
+    """
+    value = node.inputs[position]
+    if value is None:
+        raise ModelError(f"the node {node.name} ({node.op_type}) lacks its input {position}")
+    return value
+
+
+def array_of(value: ir.Value) -> np.ndarray:
+    """Returns the array of a constant.
+
+    Raises:
+        ModelError: the value is computed while the model runs.
+    """
+    if value.const_value is None:
+        raise ModelError(f"the value {value.name} is not constant")
+    return value.const_value.numpy()
+
+
 def kind_of(node: ir.Node) -> str:
     """Returns the layer kind of a node for which `weight_of` returned a weight."""
     if node.op_type == "Gather":
         return "embedding"
     if node.op_type == "MatMul":
         return "linear"
-    weight_shape = node.inputs[1].const_value.shape  # (out, in / group, *kernel)
-    is_depthwise = node.attributes.get_int("group", 1) > 1 and int(weight_shape[1]) == 1
+    weight_shape = array_of(input_of(node, 1)).shape  # (out, in / group, *kernel)
+    is_depthwise = node.attributes.get_int("group", 1) > 1 and weight_shape[1] == 1
     return "depthwise_conv" if is_depthwise else "conv"
 
 
@@ -204,7 +227,7 @@ def _describe(weight: ir.Value, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
     nodes = [use.node for use in weight.uses() if weight_of(use.node) is weight]
     first = nodes[0]
     kind = kind_of(first)
-    shape = tuple(int(n) for n in weight.const_value.shape)
+    shape = array_of(weight).shape
     n_weight = int(np.prod(shape))
     outputs = [shapes.get(str(node.outputs[0].name), ()) for node in nodes]
     macs = 0
@@ -225,11 +248,11 @@ def _describe(weight: ir.Value, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
 def _n_bias(node: ir.Node) -> int:
     if node.op_type == "Conv":
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return 0 if bias is None or bias.const_value is None else int(np.prod(bias.const_value.shape))
+        return 0 if bias is None or bias.const_value is None else array_of(bias).size
     users = [use.node for use in node.outputs[0].uses()]
     if node.op_type == "MatMul" and len(users) == 1 and users[0].op_type == "Add":
-        sizes = [v.const_value.shape for v in users[0].inputs if v is not None and v.const_value is not None]
-        return int(np.prod(sizes[0])) if sizes and len(sizes[0]) == 1 else 0
+        biases = [array_of(v) for v in users[0].inputs if v is not None and v.const_value is not None]
+        return biases[0].size if biases and biases[0].ndim == 1 else 0
     return 0
 
 
@@ -294,7 +317,9 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorPro
     """Adds a constant under a name that no other initialiser has; a taken name gets a number."""
     unique = _free_name(graph, name)
     tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, name=unique)
-    value = ir.Value(name=unique, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    value = ir.Value(
+        name=unique, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
     graph.register_initializer(value)
     return value
 

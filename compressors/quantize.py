@@ -12,7 +12,7 @@ from ..hw_profiles.target import Capabilities
 from ..spaces.treatment import Treatment
 from .activations import ActivationScale, activation_scale, extra_nodes, fused_output
 from .calibration import Range
-from .graph import add_initializer, drop_unused_initializers, kind_of, weight_of
+from .graph import add_initializer, drop_unused_initializers, input_of, kind_of, weight_of
 from .weights import BlockWeight, QuantizedWeight, quantize_blocks, quantize_weight
 
 _INT32_MAX = 2**31 - 1
@@ -138,9 +138,10 @@ class _Writer:
     def _twin(self, value: ir.Value) -> ir.Value:
         if value in self._twins:
             return self._twins[value]
-        if value.name not in self.plan.ranges:
+        range_ = self.plan.ranges.get(str(value.name))
+        if range_ is None:
             raise PolicyError(f"there are no calibration statistics for the value '{value.name}'")
-        chosen = activation_scale(self.plan.ranges[value.name], self.plan.scheme.activation_codes)
+        chosen = activation_scale(range_, self.plan.scheme.activation_codes)
         scale = add_initializer(self.graph, f"{value.name}_scale", np.asarray(chosen.scale))
         zero = add_initializer(self.graph, f"{value.name}_zero_point", np.asarray(chosen.zero_point))
         quantize = self._after(value, ir.node("QuantizeLinear", [value, scale, zero]), f"{value.name}_quantized")
@@ -221,7 +222,7 @@ class _Writer:
         """Stores int8 codes with a DequantizeLinear; for static layers the bias of a convolution too."""
         axis = None if treatment.granularity == "tensor" else (1 if node.op_type == "MatMul" else 0)
         stored = banked = self.plan.bank.per_channel(self._name(weight), _array(weight), axis)
-        input_scale = self._scales.get(node.inputs[0]) if treatment.is_static else None
+        input_scale = self._scales.get(input_of(node, 0)) if treatment.is_static else None
         has_bias = node.op_type == "Conv" and len(node.inputs) > 2 and node.inputs[2] is not None
         if has_bias and input_scale is not None and self.plan.scheme.quantize_conv_outputs:
             stored = self._write_bias(node, stored, _array(weight), float(input_scale.scale))
@@ -254,7 +255,7 @@ class _Writer:
         scale = (np.float32(input_scale) * stored.scale).astype(np.float32)
         # in float64: the largest int32 is no float32
         codes = np.clip(np.rint(bias.astype(np.float64) / scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
-        prefix = f"{node.inputs[2].name}_{node.name}"
+        prefix = f"{input_of(node, 2).name}_{node.name}"
         codes_value = add_initializer(self.graph, f"{prefix}_int32", codes)
         scale_value = add_initializer(self.graph, f"{prefix}_scale", scale)
         zero = add_initializer(self.graph, f"{prefix}_zero_point", np.zeros(scale.shape, np.int32))
@@ -274,7 +275,7 @@ class _Writer:
         codes = self._constant(f"{weight.name}_int8", stored.codes)
         scale = self._constant(f"{weight.name}_int8_scale", stored.scale)
         zero = self._constant(f"{weight.name}_int8_zero_point", np.zeros(stored.scale.shape, np.int8))
-        x_codes, x_scale, x_zero = self._dynamic_input(node.inputs[0])
+        x_codes, x_scale, x_zero = self._dynamic_input(input_of(node, 0))
         product = ir.node("MatMulInteger", [x_codes, codes, x_zero, zero], name=f"{node.name}_integer")
         product.outputs[0].name = f"{node.outputs[0].name}_integer"
         cast = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}_cast")

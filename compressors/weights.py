@@ -30,7 +30,7 @@ def quantize_weight(weight: np.ndarray, *, axis: int | None) -> QuantizedWeight:
     Source of the scale: onnxruntime.quantization.quant_utils.compute_scale_zp with symmetric ranges,
     2·max|w| / (2·max_code) in float32; 1.0 where the channel is zero.
     """
-    others = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
+    others = tuple(i for i in range(weight.ndim) if i != axis)
     bound = np.abs(weight).max(axis=others).astype(np.float32)
     scale = (bound + bound) / np.float32(2 * _MAX_CODE)
     scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale).astype(np.float32)
