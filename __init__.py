@@ -1,5 +1,7 @@
 """Trimtab: searches, layer by layer, how to compress a model so that it meets a budget on your own hardware."""
 
+import importlib
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -53,16 +55,25 @@ _HOMES = {
     ),
     "trimtab.evaluators.dataset": ("Dataset", "Split"),
     "trimtab.experiments.apply": ("Applied", "apply"),
-    "trimtab.experiments.launch": ("SearchResult", "resume", "search"),
+    "trimtab.experiments.launch": ("SearchResult", "resume"),
     "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
     "trimtab.experiments.spec": ("Spec",),
     "trimtab.experiments.verify": ("Verification", "verify"),
 }  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    import importlib
+class _CallableFolder(types.ModuleType):
+    """The folder ``search``, called like the function ``search``: Python gives both the one name ``trimtab.search``."""
 
+    def __call__(self, *arguments: Any, **parts: Any) -> Any:
+        """Launches a search; see `trimtab.experiments.launch.search`."""
+        return importlib.import_module("trimtab.experiments.launch").search(*arguments, **parts)
+
+
+importlib.import_module("trimtab.search").__class__ = _CallableFolder  # light: nothing stands in its __init__
+
+
+def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

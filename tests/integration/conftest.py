@@ -1,8 +1,6 @@
 """A workplace as a user would set one up: a folder with a small model, its data, and specs."""
 
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +17,6 @@ TINY = Path(__file__).with_name("tiny.py")
 #: enough for integers to pay on the simulated device
 N_FEATURES = 1024
 SIMULATED = "trimtab.evaluators.testing:SimulatedDevice"
-ANSI = re.compile(r"\x1b\[")
 
 
 @dataclass(frozen=True)
@@ -90,18 +87,6 @@ def quiet_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in {"FORCE_COLOR", "NO_COLOR", "COLUMNS"}}
 
 
-def read_json(path: Path):
-    return json.loads(path.read_text())
-
-
-def read_journal(path: Path) -> list[dict]:
-    """The records by id, without what may differ between equal runs: the seconds that they took."""
-    records = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-    for record in records:
-        record.pop("cost_s")
-    return sorted(records, key=lambda record: record["id"])
-
-
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     """The current folder, from which ``tiny`` can be imported; what it adds to Python's path is taken back."""
@@ -114,6 +99,12 @@ def workplace(tmp_path, monkeypatch):
     yield place
     for name in ("tiny", "mine"):
         sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def make_workplace():
+    """Sets up a workplace in a folder."""
+    return Workplace.set_up
 
 
 @pytest.fixture(scope="session")

@@ -277,7 +277,7 @@ BOUNDS = [
 ]  # fmt: skip
 
 SPACES = [
-    spec("a rule that matches nothing", "SpecError", "space.1.layers", "'nothing.*'", "w1_matmul, w2",
+    spec("a rule that matches nothing", "SpecError", "space.1.layers", "'nothing.*'", "w1, w2",
          space=[{"layers": "*"}, {"layers": "nothing.*", "quantize": ["int8"]}]),
     spec("an unknown kind", "SpecError", "space.0.layers", "kind 'lineare'", "this model has linear",
          space=[{"layers": "kind:lineare"}]),
@@ -400,10 +400,10 @@ POLICIES = [
     policy("a fusion that does not exist", set_keys("graph", "fusion", to="x"), "SpecError", "policy.json", "fusion"),
     policy("layers that do not match their fingerprint", set_keys("model", "layers", to=LAYERS), "SpecError",
            "policy.json", "fingerprint"),
-    policy("groups that are no members", set_keys("members", to={}), "SpecError", "policy.json", "w1_matmul",
+    policy("groups that are no members", set_keys("members", to={}), "SpecError", "policy.json", "w1",
            "'members'"),
     policy("members that the model lacks", set_keys("members", "w2", to=["w3"]), "SpecError", "policy.json", "w3"),
-    policy("a layer in two groups", set_keys("members", "w2", to=["w2", "w1_matmul"]), "SpecError", "w1_matmul",
+    policy("a layer in two groups", set_keys("members", "w2", to=["w2", "w1"]), "SpecError", "w1",
            "two groups"),
     policy("a range that is not finite", set_keys("activation_ranges", "x", to=[0, float("inf")]), "SpecError",
            "policy.json", "not finite"),
@@ -416,8 +416,8 @@ POLICIES = [
     policy("an unknown runtime", set_keys("target", "runtime", to="x"), "SpecError", "runtime 'x'"),
     policy("a precision that the target lacks", set_keys("graph", "precision", to="bfloat16"), "PolicyError",
            "bfloat16", "float32"),
-    policy("a policy of another model", lambda content: None, "PolicyError", "lacks w1_matmul, w2",
-           "does not know", "left.0", model="tiny:cnn"),
+    policy("a policy of another model", lambda content: None, "PolicyError", "lacks w1, w2",
+           "does not know", "first, last, second", model="tiny:cnn"),
     Case("a folder that is no artifact", lambda place, finished: [
              "apply", copy_run(place, finished) / "policy.json", "--model", "tiny.onnx", "--out", "."],
          "SpecError", ("--out .", "not an artifact")),

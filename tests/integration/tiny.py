@@ -1,24 +1,36 @@
 """What a user of Trimtab would bring along: models, data, a metric. Copied beside the specs of the tests."""
 
 import time
+from collections import OrderedDict
 
 import numpy as np
 from trimtab import Dataset, Split
-from trimtab.compressors.testing import random_inputs, small_cnn
 from trimtab.evaluators.testing import SimulatedDevice
 
 N_CALIBRATION, N_VALIDATION, N_TEST = 8, 64, 64
 
 
 def cnn():
-    return small_cnn()
+    """Large enough for integers to save more bytes than their conversions cost."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layers = {
+        "first": nn.Conv2d(3, 16, 3, stride=2, padding=1), "relu1": nn.ReLU(),
+        "second": nn.Conv2d(16, 32, 3, stride=2, padding=1), "relu2": nn.ReLU(),
+        "flat": nn.Flatten(), "last": nn.Linear(512, 5),
+    }  # fmt: skip
+    model = nn.Sequential(OrderedDict(layers)).eval()
+    model.example_inputs = {"input": torch.zeros(2, 3, 16, 16)}
+    return model
 
 
 def retrained():
     """The same architecture with weights a little further on."""
     import torch
 
-    model = small_cnn()
+    model = cnn()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -31,10 +43,10 @@ def images():
     import torch
 
     def split(n, seed):
-        inputs = random_inputs("cnn", n, seed=seed)
+        images = np.random.default_rng(seed).normal(size=(n, 3, 16, 16)).astype(np.float32)
         with torch.no_grad():
-            labels = small_cnn()(torch.from_numpy(inputs["x"])).argmax(1).numpy()
-        return Split(inputs, labels)
+            labels = cnn()(torch.from_numpy(images)).argmax(1).numpy()
+        return Split({"input": images}, labels)
 
     return Dataset(split(N_CALIBRATION, 1), split(N_VALIDATION, 2), split(N_TEST, 3))
 
@@ -56,3 +68,19 @@ class SlowDevice(SimulatedDevice):
     def load(self, artifact):
         time.sleep(0.03)
         return super().load(artifact)
+
+
+class BrokenDevice(SimulatedDevice):
+    """Computes nothing but NaN."""
+
+    def load(self, artifact):
+        return BrokenExecutable(super().load(artifact))
+
+
+class BrokenExecutable:
+    def __init__(self, executable):
+        self.executable = executable
+        self.simulated_latency_s = executable.simulated_latency_s
+
+    def run(self, inputs):
+        return [np.full_like(array, np.nan) for array in self.executable.run(inputs)]
