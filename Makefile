@@ -43,8 +43,7 @@ types: $(READY) ## mypy, strict, on an installed copy
 	rm -rf build/lib build/bdist.*
 	MYPYPATH=build/types $(BIN)/mypy -p trimtab
 
-bench: $(READY) ## the benchmarks whose figures the README quotes
-	$(BIN)/python -m trimtab.experiments.benchmarks
+bench: bench-overhead ## every benchmark, one after the other
 
 bench-overhead: $(READY) ## what a trial costs besides building and measuring
 	$(BIN)/python -m trimtab.experiments.benchmarks.overhead

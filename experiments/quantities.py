@@ -1,6 +1,7 @@
 """Quantities as people write them: ``3ms``, ``0.5x``, ``20m``, ``2GB``."""
 
 import math
+import math
 import re
 from dataclasses import dataclass
 
@@ -64,8 +65,8 @@ def _parse_bound(text: object, units: dict[str, float], wanted: str, *, may_be_r
     if match is None:
         raise ValueError(f"must be {wanted}, got {text!r}")
     number, unit = float(match[1]), match[2]
-    if not number > 0:
-        raise ValueError(f"must be more than 0, got {text!r}")
+    if not 0 < number < math.inf:
+        raise ValueError(f"must be more than 0 and finite, got {text!r}")
     if math.isinf(number):
         raise ValueError(f"must be {wanted}, got a number beyond all bounds: {text!r}")
     if unit.lower() == "x" and may_be_relative:
