@@ -6,8 +6,9 @@ Exit codes: 0 done · 1 a promise is broken or an artifact was altered · 2 bad 
 
 import json
 import os
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,9 +46,13 @@ def search(
     as_json: _Json = False,
 ) -> None:
     """Search for the best policy within the budget of a spec."""
-    from .launch import search as launch
 
-    _run(lambda observer, announce: launch(spec, runs=runs, observer=observer, announce=announce), as_json=as_json)
+    def go(observer: Any, announce: Callable[[Path], None]) -> Any:
+        from .launch import search as launch
+
+        return launch(spec, runs=runs, observer=observer, announce=announce)
+
+    _run(go, as_json=as_json)
 
 
 @app.command()
@@ -59,9 +64,13 @@ def resume(
     as_json: _Json = False,
 ) -> None:
     """Go on with an interrupted search; no finished trial is run again."""
-    from .launch import resume as again
 
-    _run(lambda observer, announce: again(run, force=force, observer=observer, announce=announce), as_json=as_json)
+    def go(observer: Any, announce: Callable[[Path], None]) -> Any:
+        from .launch import resume as again
+
+        return again(run, force=force, observer=observer, announce=announce)
+
+    _run(go, as_json=as_json)
 
 
 @app.command()
@@ -164,32 +173,27 @@ def devices() -> None:
 
 def _run(go: Callable[..., Any], *, as_json: bool) -> None:
     announced: list[Path] = []
-    try:
-        with _named_errors():
-            from .terminal import TerminalObserver, print_result
+    with _named_errors(announced):
+        from .terminal import TerminalObserver, print_result
 
-            console = _console()
-            with TerminalObserver(console) as observer:
-                result = go(observer, announced.append)
-            if as_json:
-                _print_json(result.to_json())
-            else:
-                print_result(console, result)
-            if not result.is_feasible:
-                raise typer.Exit(EXIT_INFEASIBLE)
-    except KeyboardInterrupt:
-        hint = f"; go on with: trimtab resume {announced[0]}" if announced else "; nothing was started"
-        sys.stderr.write(f"\ninterrupted{hint}\n")
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-    except typer.Exit as stop:
-        if stop.exit_code == EXIT_TRANSIENT and announced:
-            sys.stderr.write(f"go on with: trimtab resume {announced[0]}\n")
-        raise
+        console = _console()
+        with TerminalObserver(console) as observer:
+            result = go(observer, announced.append)
+        if as_json:
+            _print_json(result.to_json())
+        else:
+            print_result(console, result)
+        if not result.is_feasible:
+            raise typer.Exit(EXIT_INFEASIBLE)
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
-    """Turns Trimtab's own errors into one line on stderr and an exit code; anything else is a bug and shows itself."""
+def _named_errors(announced: Sequence[Path] = ()) -> Iterator[None]:
+    """Turns Trimtab's own errors into one line on stderr and an exit code; anything else is a bug and shows itself.
+
+    Args:
+        announced: the run's folder, once there is one: how to go on with it is said too.
+    """
     from ..core.errors import MeasurementError, TransientError, TrimtabError
 
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -197,10 +201,18 @@ def _named_errors() -> Iterator[None]:
         yield
     except (TransientError, MeasurementError) as error:
         _complain(error)
+        sys.stderr.writelines(f"{_how_to_go_on(run)}\n" for run in announced)
         raise typer.Exit(EXIT_TRANSIENT) from error
     except TrimtabError as error:
         _complain(error)
         raise typer.Exit(EXIT_BAD_INPUT) from error
+    except KeyboardInterrupt:
+        sys.stderr.write("; ".join(["\ninterrupted", *map(_how_to_go_on, announced)]) + "\n")
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _how_to_go_on(run: Path) -> str:
+    return f"go on with: trimtab resume {shlex.quote(str(run))}"
 
 
 def _complain(error: Exception) -> None:

@@ -512,3 +512,21 @@ def test_how_long_to_search_may_change_between_calls(change, workplace, finished
     content["search"].update(change)
     (folder / "spec.yaml").write_text(yaml.safe_dump(content))
     assert workplace.call("resume", folder).exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["search", "plan", "resume", "apply", "verify"])
+def test_ctrl_c_ends_every_command_alike(command, workplace, finished):
+    (workplace.path / "mine.py").write_text("def data():\n    raise KeyboardInterrupt\n")
+    run = copy_run(workplace, finished)
+    spec_text = (run / "spec.yaml").read_text()
+    (run / "spec.yaml").write_text(spec_text.replace("tiny:vectors", "mine:data"))
+    arguments = {
+        "search": ["search", run / "spec.yaml"],
+        "plan": ["plan", run / "spec.yaml"],
+        "resume": ["resume", run],
+        "apply": ["apply", run / "policy.json", "--model", "tiny.onnx", "--out", "out", "--data", "mine:data"],
+        "verify": ["verify", run / "artifact", "--data", "mine:data"],
+    }
+    ended = workplace.call(*arguments[command])
+    hint = f"; go on with: trimtab resume {run}" if command == "resume" else ""
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (130, "", f"\ninterrupted{hint}\n")
