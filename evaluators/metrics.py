@@ -43,6 +43,10 @@ METRICS: Registry[np.ndarray] = Registry(
 )
 
 
+#: those of `METRICS` that compare with the original
+_COMPARING = frozenset({"agreement", "kl"})
+
+
 @dataclass(frozen=True, slots=True)
 class CheckedMetric:
     """A metric under its name, which refuses scores of a wrong shape and scores that are not finite.
@@ -55,6 +59,11 @@ class CheckedMetric:
     name: str
     function: Callable[..., np.ndarray]
     takes_reference: bool = True
+
+    @property
+    def needs_original(self) -> bool:
+        """Whether scores mean nothing without the original's outputs."""
+        return self.name in _COMPARING if self.name in METRICS else self.takes_reference
 
     def __call__(self, outputs: list[np.ndarray], labels: np.ndarray | None, reference: list[np.ndarray]) -> np.ndarray:
         """Returns (n,) float64 scores; see `Metric`.
