@@ -129,5 +129,5 @@ def _check_numbers(content: Mapping[str, Any]) -> None:
             _check_numbers(value)
             continue
         is_number = isinstance(value, int | float) and math.isfinite(value)
-        if name != "source" and value is not None and not is_number:
+        if name != "source" and not is_number and not (name == "reference_s" and value is None):
             raise ValueError(f"{name} must be a finite number, got {value!r}")
