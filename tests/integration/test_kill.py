@@ -64,8 +64,8 @@ def test_a_search_killed_twenty_times_ends_as_one_that_was_not(place):
     while n_kills < N_KILLS:
         is_begun = (run / "spec.yaml").exists()
         process = place.start(*(["resume", run] if is_begun else ["search", "spec.yaml"]))
-        if rng.random() < 0.4:  # somewhere during the start, or the first trials
-            time.sleep(rng.uniform(0.0, 2.5))
+        if rng.random() < 0.5:  # somewhere during the start, or the first trials
+            time.sleep(rng.uniform(0.0, 2.0))
         else:  # right after a trial, or a moment later
             wait_for_lines(process, journal, count_lines(journal) + rng.randint(1, 2))
             time.sleep(rng.choice([0.0, 0.0, 0.02]))
