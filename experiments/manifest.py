@@ -117,7 +117,8 @@ def _parse_promise(content: dict[str, Any]) -> Promise:
     yardstick_s = content["yardstick_s"]
     _check_numbers(content["measurement"])
     measurement = Measurement.from_json(content["measurement"])
-    for number in (measurement.latency and measurement.latency.median_s, measurement.size_bytes, yardstick_s):
+    median_s = None if measurement.latency is None else measurement.latency.median_s
+    for number in (median_s, measurement.size_bytes, yardstick_s):
         if number is not None and not float(number) > 0:
             raise ValueError(f"a promised number must be more than 0, got {number}")
     return Promise(measurement, str(content["split"]), None if yardstick_s is None else float(yardstick_s))
