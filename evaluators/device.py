@@ -50,6 +50,20 @@ DEVICES: Registry[Device] = Registry(
 )
 
 
+def build_recorded_device(target: Target) -> Device:
+    """Makes the device that a policy or an artifact names; such a file may come from anywhere, so it cannot name code.
+
+    Raises:
+        SpecError: as `build_device`, and when the runtime is ``module:callable`` outside this package.
+    """
+    if ":" in target.runtime and not target.runtime.startswith("trimtab."):
+        raise SpecError(
+            f"the file names the runtime '{target.runtime}', which is code to import; register it as an entry point in "
+            f"the group trimtab.runtimes and search with its name"
+        )
+    return build_device(target)
+
+
 def build_device(target: Target) -> Device:
     """Makes the device of a target.
 

@@ -14,7 +14,7 @@ from ..compressors.source import ModelSource, load_source
 from ..core.errors import PolicyError, SpecError
 from ..evaluators.accuracy import AccuracyEvaluator, take_batch
 from ..evaluators.dataset import Dataset
-from ..evaluators.device import Device, build_device
+from ..evaluators.device import Device, build_recorded_device
 from ..evaluators.latency import TimingSettings
 from ..evaluators.measurement import Measurement
 from ..spaces.policy import GraphTreatment
@@ -66,7 +66,7 @@ def apply(
     _check_out(folder)
     source = load_source(model)
     dataset = None if data is None else load_dataset(data)
-    device = build_device(file.target)
+    device = build_recorded_device(file.target)
     _check_precision(file, device)
     check_batch(source, device)
     calibration = source.sample if dataset is None else dataset.calibration.inputs

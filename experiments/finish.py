@@ -85,6 +85,9 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
     finals = {key: replace(record.measurement, latency=timed_by_id[key]) for key, record in every.items()}
     timed = [replace(record, measurement=finals[record.id]) for record in contenders]
     winner = _pick(timed, budget, preparation.spec.objective)
+    labels |= _best_uniform(
+        [replace(r, measurement=finals[r.id]) for r in every.values()], budget, preparation.spec.objective
+    )
     if winner is not None:
         labels["best policy"] = winner
     rows = tuple(
@@ -120,11 +123,13 @@ def _special_rows(preparation: Preparation, records: Sequence[Record], budget: B
         found["original"] = by_policy[Policy({})]
     if default in by_policy and default != Policy({}):
         found["runtime default"] = by_policy[default]
-    uniform = [r for r in complete if r.origin.startswith("baseline:uniform")]
-    keyed = [(key, r) for r in uniform if (key := merit(r, budget, preparation.spec.objective)) is not None]
-    if keyed:
-        found["best uniform"] = min(keyed, key=lambda pair: pair[0])[1]
-    return found
+    return found | _best_uniform(complete, budget, preparation.spec.objective)
+
+
+def _best_uniform(records: Sequence[Record], budget: Budget, objective: str) -> dict[str, Record]:
+    uniform = [r for r in records if r.origin.startswith("baseline:uniform")]
+    keyed = [(key, r) for r in uniform if (key := merit(r, budget, objective)) is not None]
+    return {"best uniform": min(keyed, key=lambda pair: pair[0])[1]} if keyed else {}
 
 
 def _pick(timed: Sequence[Record], budget: Budget, objective: str) -> Record | None:

@@ -10,7 +10,7 @@ import numpy as np
 from ..compressors.artifact import Artifact
 from ..core.errors import ArtifactError, MeasurementError
 from ..evaluators.accuracy import run_split
-from ..evaluators.device import Device, Executable, build_device
+from ..evaluators.device import Device, Executable, build_recorded_device
 from ..evaluators.latency import TimingSettings
 from ..evaluators.measurement import Estimate
 from ..evaluators.memory import measure_peak_memory
@@ -72,7 +72,7 @@ def verify(artifact: str | Path, *, data: Any = None, tolerance: float = 0.25) -
     policy = load_policy(folder / "policy.json")
     if policy.target != manifest.target:
         raise ArtifactError(f"{folder}: policy.json and manifest.json name different targets")
-    device = build_device(manifest.target)
+    device = build_recorded_device(manifest.target)
     model = Artifact((folder / "model.onnx").read_bytes(), manifest.precision, manifest.dynamic_activations)
     executable = device.load(model)
     batches = read_probe(folder)
