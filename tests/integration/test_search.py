@@ -13,6 +13,7 @@ import pytest
 import trimtab
 from safetensors.numpy import load_file
 from trimtab.core.errors import RunError
+from trimtab.evaluators.device import DEVICES
 
 SIMULATED = "trimtab.evaluators.testing:SimulatedDevice"
 #: one alternative for each choice of the graph, so that there are few baselines
@@ -195,11 +196,12 @@ def test_half_the_promised_latency_is_broken(workplace, finished):
     assert "a promise is broken" in ended.stdout
 
 
-def test_outputs_that_are_not_numbers_break_the_promise(workplace, finished):
+def test_outputs_that_are_not_numbers_break_the_promise(workplace, finished, monkeypatch):
+    monkeypatch.setitem(DEVICES._factories, "broken", importlib.import_module("tiny").BrokenDevice)
     artifact = shutil.copytree(finished.path / "runs" / "tiny" / "artifact", workplace.path / "artifact")
     for name in ("policy.json", "manifest.json"):
         content = read_json(artifact / name)
-        content["target"]["runtime"] = "tiny:BrokenDevice"
+        content["target"]["runtime"] = "broken"
         if "files" in content:
             digest = hashlib.sha256((artifact / "policy.json").read_bytes()).hexdigest()
             content["files"]["policy.json"]["sha256"] = digest

@@ -7,7 +7,7 @@ from trimtab.hw_profiles.target import Target
 
 
 def test_a_file_cannot_name_code_as_its_runtime():
-    with pytest.raises(SpecError, match="entry point in the group trimtab.runtimes"):
+    with pytest.raises(SpecError, match=r"entry point in the group trimtab\.runtimes"):
         build_recorded_device(Target("os:abort"))
 
 
