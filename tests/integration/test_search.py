@@ -1,7 +1,6 @@
 """The whole path: a search, what it leaves behind, and what production does with it."""
 
 import hashlib
-import importlib
 import json
 import re
 import shutil
@@ -13,6 +12,7 @@ import pytest
 import trimtab
 from safetensors.numpy import load_file
 from trimtab.core.errors import RunError
+from trimtab.core.imports import import_object
 from trimtab.evaluators.device import DEVICES
 
 SIMULATED = "trimtab.evaluators.testing:SimulatedDevice"
@@ -197,7 +197,7 @@ def test_half_the_promised_latency_is_broken(workplace, finished):
 
 
 def test_outputs_that_are_not_numbers_break_the_promise(workplace, finished, monkeypatch):
-    monkeypatch.setitem(DEVICES._factories, "broken", importlib.import_module("tiny").BrokenDevice)
+    monkeypatch.setitem(DEVICES._factories, "broken", import_object("tiny:BrokenDevice", noun="runtime"))
     artifact = shutil.copytree(finished.path / "runs" / "tiny" / "artifact", workplace.path / "artifact")
     for name in ("policy.json", "manifest.json"):
         content = read_json(artifact / name)
