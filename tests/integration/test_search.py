@@ -1,6 +1,7 @@
 """The whole path: a search, what it leaves behind, and what production does with it."""
 
 import hashlib
+import importlib
 import json
 import re
 import shutil
