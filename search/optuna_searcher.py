@@ -56,7 +56,7 @@ class Sampling:
 
 def build_tpe(space: Space, *, seed: int) -> "OptunaSearcher":
     """Makes a tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, with constant liar."""
-    return OptunaSearcher(space, seed=seed, sampling=Sampling(_tpe_sampler))
+    return OptunaSearcher(space, seed=seed, sampling=Sampling(_tpe_sampler, n_proposals=3))
 
 
 def build_nsga2(space: Space, *, seed: int) -> "OptunaSearcher":

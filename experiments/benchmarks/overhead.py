@@ -51,7 +51,7 @@ def _controller_table() -> Table:
     )
     for heading in ("algorithm", "groups × options", "inline", "Ray, 1 worker", "target"):
         table.add_column(heading, justify="left" if heading in ("algorithm", "groups × options") else "right")
-    for algorithm in ("random", "tpe", "nsga2"):
+    for algorithm in ("random", "tpe", "nsga2", "evolution"):
         for shape in _SPACES:
             inline, ray = _repeat(algorithm, shape, "inline"), _repeat(algorithm, shape, "local")
             table.add_row(algorithm, f"{shape[0]} × {shape[1]}", _spread(inline), _spread(ray), "≤ 5 / ≤ 15")
