@@ -90,14 +90,13 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
     )
     if winner is not None:
         labels["best policy"] = winner
+    tested = {
+        key: _score_on_test(preparation, artifacts[key]) for key in {r.id for r in labels.values()} - {original_id}
+    }
+    if original_id is not None:
+        tested[original_id] = _score_original(preparation)
     rows = tuple(
-        Row(
-            label,
-            record,
-            finals[record.id],
-            _score_on_test(preparation, artifacts[record.id]),
-            budget.violation(finals[record.id]) == 0.0,
-        )
+        Row(label, record, finals[record.id], tested[record.id], budget.violation(finals[record.id]) == 0.0)
         for label, record in labels.items()
     )
     equals = _equals_uniform(winner, labels.get("best uniform"), finals)
@@ -161,6 +160,12 @@ def _score_on_test(preparation: Preparation, artifact: Artifact) -> Measurement:
     return Measurement(score.accuracy, score.accuracy_drop)
 
 
+def _score_original(preparation: Preparation) -> Measurement:
+    """Returns the score that the evaluator was made with; the original differs from itself by nothing."""
+    original = preparation.test.original
+    return Measurement(original, Estimate(0.0, 0.0, original.n))
+
+
 def write_outcome(preparation: Preparation, run: RunFolder, final: Final, pareto: Sequence[Record]) -> None:
     """Writes result.json, pareto.json and, where there is a winner, policy.json and artifact/."""
     run.write_json(run.pareto, {"records": [record.to_json() for record in pareto]})
@@ -217,11 +222,3 @@ def describe_policy(preparation: Preparation, policy: Policy, *, run: str) -> Po
             "trimtab": importlib.metadata.version("trimtab"),
         },
     )
-
-
-def estimate_text(estimate: Estimate | None, *, signed: bool = False) -> str:
-    """Returns a mean with its standard error, both in percent points, for example ``94.10 ± 0.53``."""
-    if estimate is None:
-        return "–"
-    sign = "+" if signed else ""
-    return f"{100 * estimate.mean:{sign}.2f} ± {100 * estimate.standard_error:.2f}"
