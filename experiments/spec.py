@@ -33,9 +33,9 @@ class TargetSpec(_Part):
     runtime: str
     device: str = "cpu"
     #: threads that one inference may use
-    threads: int = Field(default=1, ge=1, le=1024)
+    threads: int = Field(default=1, ge=1, le=1024, strict=True)
     #: samples in one inference
-    batch_size: int = Field(default=1, ge=1, le=65536)
+    batch_size: int = Field(default=1, ge=1, le=65536, strict=True)
 
     def to_target(self) -> Target:
         """Returns the same as a `Target`."""
@@ -130,13 +130,13 @@ class SearchSpec(_Part):
     #: a registered algorithm: auto, random, tpe, nsga2, gp
     algorithm: str = "auto"
     #: policies to evaluate, the baselines among them
-    trials: int = Field(default=60, ge=1, le=1_000_000)
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    trials: int = Field(default=60, ge=1, le=1_000_000, strict=True)
+    seed: int = Field(default=0, ge=0, lt=2**63, strict=True)
     time_limit: str | float | None = None
     #: stop after so many trials without improvement
-    patience: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1, strict=True)
     #: policies proposed at a time; part of the trace, unlike the number of workers
-    batch: int = Field(default=4, ge=1, le=1024)
+    batch: int = Field(default=4, ge=1, le=1024, strict=True)
 
     @field_validator("time_limit")
     @classmethod
@@ -151,7 +151,7 @@ class WorkersSpec(_Part):
 
     #: ``inline`` (this process), ``local`` (Ray here), ``auto`` or ``ray://host:port`` (an existing cluster)
     address: str = "local"
-    count: int = Field(default=1, ge=1, le=4096)
+    count: int = Field(default=1, ge=1, le=4096, strict=True)
     #: a trial that takes longer is stopped, retried once, then FAILED
     trial_timeout: str | float = "10m"
     memory_limit: str | float | None = None
@@ -174,7 +174,7 @@ class TimingSpec(_Part):
     """How latency is measured."""
 
     #: timed runs at the least, each in turns with the original
-    runs: int = Field(default=30, ge=30, le=100_000)
+    runs: int = Field(default=30, ge=30, le=100_000, strict=True)
     #: measure peak memory of every trial (about a second each); always done when the budget bounds it
     peak_memory: bool = False
 

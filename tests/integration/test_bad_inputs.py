@@ -255,6 +255,7 @@ SPECS = [
 ]  # fmt: skip
 
 BOUNDS = [
+    spec("a number of trials that is a boolean", "SpecError", "search.trials", "integer", search={"trials": True}),
     spec("a latency that is NaN", "SpecError", "budget.latency", "0.5x", budget={"latency": float("nan")}),
     spec("a negative latency", "SpecError", "budget.latency", budget={"latency": -1}),
     spec("a latency of 0", "SpecError", "budget.latency", "more than 0", budget={"latency": "0ms"}),
