@@ -1,8 +1,9 @@
 """The spec: what a user states. The same as YAML (see `spec_file`) or as Python objects."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..core.names import describe_unknown
 from ..hw_profiles.target import Target
@@ -20,6 +21,22 @@ def _known(noun: str, names: tuple[str, ...], known: Any) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise ValueError(f"names a {noun} twice: {', '.join(names)}")
     return names
+
+
+def _readable(parse: Callable[[object], object]) -> AfterValidator:
+    """Keeps a quantity as it was written, after making sure that it can be read."""
+
+    def check(value: str | float) -> str | float:
+        parse(value)
+        return value
+
+    return AfterValidator(check)
+
+
+_LatencyBound = Annotated[str | float, _readable(parse_latency)]
+_SizeBound = Annotated[str | float, _readable(parse_size)]
+_Duration = Annotated[str | float, _readable(parse_duration)]
+_Bytes = Annotated[str | float, _readable(parse_bytes)]
 
 
 class _Part(BaseModel):
@@ -93,29 +110,15 @@ class GraphSpec(_Part):
 class BudgetSpec(_Part):
     """Upper bounds; relative ones (``0.5x``) refer to the original in float32."""
 
-    latency: str | float | None = None
+    latency: _LatencyBound | None = None
     #: absolute drop of the metric, for example 0.01 for one point of accuracy
     accuracy_drop: float | None = Field(default=None, ge=0, lt=1)
-    size_mb: str | float | None = None
-    peak_memory_mb: str | float | None = None
+    size_mb: _SizeBound | None = None
+    peak_memory_mb: _SizeBound | None = None
     #: one-sided confidence with which the drop has to keep its bound, given its standard error
     confidence: float = Field(default=0.8, ge=0.5, lt=1)
     #: known, and refused until a target can measure it
     energy_mj: str | float | None = None
-
-    @field_validator("latency")
-    @classmethod
-    def _latency(cls, value: str | float | None) -> str | float | None:
-        if value is not None:
-            parse_latency(value)
-        return value
-
-    @field_validator("size_mb", "peak_memory_mb")
-    @classmethod
-    def _size(cls, value: str | float | None) -> str | float | None:
-        if value is not None:
-            parse_size(value)
-        return value
 
     @field_validator("energy_mj")
     @classmethod
@@ -132,18 +135,11 @@ class SearchSpec(_Part):
     #: policies to evaluate, the baselines among them
     trials: int = Field(default=60, ge=1, le=1_000_000, strict=True)
     seed: int = Field(default=0, ge=0, lt=2**63, strict=True)
-    time_limit: str | float | None = None
+    time_limit: _Duration | None = None
     #: stop after so many trials without improvement
     patience: int | None = Field(default=None, ge=1, strict=True)
     #: policies proposed at a time; part of the trace, unlike the number of workers
     batch: int = Field(default=4, ge=1, le=1024, strict=True)
-
-    @field_validator("time_limit")
-    @classmethod
-    def _duration(cls, value: str | float | None) -> str | float | None:
-        if value is not None:
-            parse_duration(value)
-        return value
 
 
 class WorkersSpec(_Part):
@@ -153,21 +149,8 @@ class WorkersSpec(_Part):
     address: str = "local"
     count: int = Field(default=1, ge=1, le=4096, strict=True)
     #: a trial that takes longer is stopped, retried once, then FAILED
-    trial_timeout: str | float = "10m"
-    memory_limit: str | float | None = None
-
-    @field_validator("trial_timeout")
-    @classmethod
-    def _duration(cls, value: str | float) -> str | float:
-        parse_duration(value)
-        return value
-
-    @field_validator("memory_limit")
-    @classmethod
-    def _bytes(cls, value: str | float | None) -> str | float | None:
-        if value is not None:
-            parse_bytes(value)
-        return value
+    trial_timeout: _Duration = "10m"
+    memory_limit: _Bytes | None = None
 
 
 class TimingSpec(_Part):
