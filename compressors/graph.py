@@ -136,11 +136,11 @@ def _split_gemms(graph: ir.Graph) -> None:
             last = ir.node("Add", [product.outputs[0], node.inputs[2]], name=f"{node.name}/Add")
             product.outputs[0].name = f"{node.outputs[0].name}_matmul"
             graph.insert_before(node, last)
-        _take_over(graph, node, last)
+        take_over(graph, node, last)
     drop_unused_initializers(graph)
 
 
-def _take_over(graph: ir.Graph, node: ir.Node, successor: ir.Node) -> None:
+def take_over(graph: ir.Graph, node: ir.Node, successor: ir.Node) -> None:
     """Puts ``successor`` in the place of ``node``: uses, graph outputs, name and type of the output."""
     old, new = node.outputs[0], successor.outputs[0]
     new.shape, new.type = old.shape, old.type

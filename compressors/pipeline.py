@@ -1,6 +1,5 @@
 """From a policy to an artifact: what is paid once per model, and what is paid per trial."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,8 +20,6 @@ from .fusion import build_variants
 from .graph import build_base_graph
 from .quantize import QuantizationPlan, WeightBank, quantize_graph
 from .source import ModelSource
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

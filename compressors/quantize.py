@@ -12,7 +12,7 @@ from ..hw_profiles.target import Capabilities
 from ..spaces.treatment import Treatment
 from .activations import ActivationScale, activation_scale, extra_nodes, fused_output
 from .calibration import Range
-from .graph import add_initializer, drop_unused_initializers, input_of, kind_of, weight_of
+from .graph import add_initializer, drop_unused_initializers, input_of, kind_of, take_over, weight_of
 from .weights import BlockWeight, QuantizedWeight, quantize_blocks, quantize_weight
 
 _INT32_MAX = 2**31 - 1
@@ -285,7 +285,7 @@ class _Writer:
         scaled = ir.node("Mul", [cast.outputs[0], scales.outputs[0]], name=f"{node.name}_scaled")
         for new in (product, cast, scales, scaled):
             self.graph.insert_before(node, new)
-        self._replace(node, scaled)
+        take_over(self.graph, node, scaled)
 
     def _dynamic_input(self, value: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         if value not in self._dynamic:
@@ -312,18 +312,9 @@ class _Writer:
         )
         self.graph.insert_before(node, product)
         self.graph.opset_imports.setdefault("com.microsoft", 1)
-        self._replace(node, product)
+        take_over(self.graph, node, product)
 
     # -- edits ------------------------------------------------------------------------------------
-
-    def _replace(self, node: ir.Node, successor: ir.Node) -> None:
-        old, new = node.outputs[0], successor.outputs[0]
-        new.shape, new.type = old.shape, old.type
-        name = old.name
-        ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
-        self.graph.remove(node, safe=True)
-        old.name = None
-        new.name = name
 
     def _insert_behind(self, node: ir.Node, make: Callable[[ir.Value], list[ir.Node]]) -> None:
         """Puts nodes between a node's output and its readers; the last one takes over the output's name."""

@@ -1,8 +1,7 @@
 """Production: the same policy on the same or on retrained weights, without a search."""
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from .benches import compare_with_yardstick
 from .manifest import Manifest, Promise
 from .policy_file import PolicyFile, load_policy
 from .preparation import check_batch, load_dataset
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,7 +74,7 @@ def apply(
         _check_ranges(file, pipeline)
         pipeline.adopt_ranges(file.policy.graph, file.ranges)
     elif file.ranges:
-        file = _with_ranges(file, pipeline)
+        file = replace(file, ranges=pipeline.ranges(file.policy.graph))
     artifact = pipeline.build(file.layer_treatments, file.policy.graph)
     original = pipeline.build({}, GraphTreatment())
     batch = _example_batch(source, dataset, device)
@@ -116,12 +113,6 @@ def _check_ranges(file: PolicyFile, pipeline: Pipeline) -> None:
     if missing:
         raise PolicyError(f"the policy holds no activation range for {', '.join(missing[:5])}; give data to calibrate "
                           f"anew (--data)")  # fmt: skip
-
-
-def _with_ranges(file: PolicyFile, pipeline: Pipeline) -> PolicyFile:
-    return PolicyFile(
-        file.policy, file.groups, file.layers, file.target, pipeline.ranges(file.policy.graph), file.origin
-    )
 
 
 def _example_batch(source: ModelSource, dataset: Dataset | None, device: Device) -> Mapping[str, np.ndarray]:

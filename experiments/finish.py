@@ -10,7 +10,7 @@ from ..compressors.calibration import Range
 from ..evaluators.accuracy import take_batch
 from ..evaluators.measurement import Estimate, Measurement
 from ..hw_profiles.latency import Latency
-from ..search.answer import merit
+from ..search.answer import find_best, rank_records
 from ..search.budget import Budget
 from ..search.record import Record, Status
 from ..spaces.policy import GraphTreatment, Policy
@@ -84,7 +84,7 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
     }
     finals = {key: replace(record.measurement, latency=timed_by_id[key]) for key, record in every.items()}
     timed = [replace(record, measurement=finals[record.id]) for record in contenders]
-    winner = _pick(timed, budget, preparation.spec.objective)
+    winner = find_best(timed, budget, preparation.spec.objective)
     labels |= _best_uniform(
         [replace(r, measurement=finals[r.id]) for r in every.values()], budget, preparation.spec.objective
     )
@@ -105,9 +105,7 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
 
 def _contenders(records: Sequence[Record], budget: Budget, objective: str) -> list[Record]:
     """Returns the best feasible records of the search and of the baselines."""
-    feasible = [r for r in records if r.status is Status.COMPLETE and budget.violation(r.measurement) == 0.0]
-    keyed = [(key, r) for r in feasible if (key := merit(r, budget, objective)) is not None]
-    ranked = [r for _, r in sorted(keyed, key=lambda pair: pair[0])]
+    ranked = [r for r in rank_records(records, budget, objective) if budget.violation(r.measurement) == 0.0]
     searched = [r for r in ranked if not r.origin.startswith("baseline:")]
     uniform = [r for r in ranked if r.origin.startswith("baseline:")]
     return [*searched[:_N_FINALISTS], *uniform[:2]]
@@ -127,15 +125,8 @@ def _special_rows(preparation: Preparation, records: Sequence[Record], budget: B
 
 def _best_uniform(records: Sequence[Record], budget: Budget, objective: str) -> dict[str, Record]:
     uniform = [r for r in records if r.origin.startswith("baseline:uniform")]
-    keyed = [(key, r) for r in uniform if (key := merit(r, budget, objective)) is not None]
-    return {"best uniform": min(keyed, key=lambda pair: pair[0])[1]} if keyed else {}
-
-
-def _pick(timed: Sequence[Record], budget: Budget, objective: str) -> Record | None:
-    """Returns the best by the final timing among those that keep the budget in it too."""
-    kept = [record for record in timed if budget.violation(record.measurement) == 0.0]
-    keyed = [(key, record) for record in kept if (key := merit(record, budget, objective)) is not None]
-    return min(keyed, key=lambda pair: pair[0])[1] if keyed else None
+    ranked = rank_records(uniform, budget, objective)
+    return {"best uniform": ranked[0]} if ranked else {}
 
 
 def _equals_uniform(winner: Record | None, uniform: Record | None, finals: dict[int, Measurement]) -> bool:

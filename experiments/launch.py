@@ -1,6 +1,5 @@
 """Launching a search, and going on with one."""
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -30,8 +29,6 @@ from .quantities import parse_bytes, parse_duration, parse_latency, parse_size
 from .run_folder import RunFolder
 from .spec import Spec
 from .spec_file import allow_imports_from, find_spec, load_spec
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

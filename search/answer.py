@@ -40,10 +40,16 @@ def merit(record: Record, budget: Budget, objective: str) -> tuple[float, ...] |
     return (budget.violation(record.measurement), value, *ties, float(record.id))
 
 
+def rank_records(records: Sequence[Record], budget: Budget, objective: str) -> list[Record]:
+    """Returns the records that say something about the objective, the best by `merit` first."""
+    keyed = [(key, record) for record in records if (key := merit(record, budget, objective)) is not None]
+    return [record for _, record in sorted(keyed, key=lambda pair: pair[0])]
+
+
 def find_best(records: Sequence[Record], budget: Budget, objective: str) -> Record | None:
     """Returns the best COMPLETE record that keeps the budget, by `merit`."""
-    ranked = _rank(records, budget, objective)
-    return ranked[0][1] if ranked and ranked[0][0][0] == 0.0 else None
+    ranked = rank_records(records, budget, objective)
+    return ranked[0] if ranked and budget.violation(ranked[0].measurement) == 0.0 else None
 
 
 def answer(records: Sequence[Record], budget: Budget, objective: str) -> Answer:
@@ -57,8 +63,8 @@ def answer(records: Sequence[Record], budget: Budget, objective: str) -> Answer:
     best = find_best(records, budget, objective)
     if best is not None:
         return Answer(best, front, None, {})
-    ranked = _rank(records, budget, objective)
-    nearest = ranked[0][1] if ranked and math.isfinite(ranked[0][0][0]) else None
+    ranked = rank_records(records, budget, objective)
+    nearest = ranked[0] if ranked and math.isfinite(budget.violation(ranked[0].measurement)) else None
     return Answer(None, front, nearest, _relaxations(records, budget))
 
 
@@ -72,11 +78,6 @@ def describe_relaxation(name: str, value: float) -> str:
         if bound == name:
             return f"{label} {value * factor:.4g} {unit}".rstrip()
     raise SpecError(f"no bound is called {name}; known: {', '.join(bound for bound, *_ in BOUNDS)}")
-
-
-def _rank(records: Sequence[Record], budget: Budget, objective: str) -> list[tuple[tuple[float, ...], Record]]:
-    keyed = [(key, record) for record in records if (key := merit(record, budget, objective)) is not None]
-    return sorted(keyed, key=lambda pair: pair[0])
 
 
 def _relaxations(records: Sequence[Record], budget: Budget) -> dict[str, float | None]:
