@@ -1,0 +1,1 @@
+"""Untrained networks of known shape, whose latency and structure are what matters."""
