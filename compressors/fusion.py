@@ -53,8 +53,7 @@ def build_variants(
     for level in levels:
         if level == "none":
             continue
-        fused = _fuse(base, level)
-        reason = _why_unusable(base, fused, sample) if fused is not None else "the optimiser failed on this graph"
+        fused, reason = _fuse_usably(base, level, sample)
         twin = seen.get(_histogram(fused)) if fused is not None else None
         if reason or twin or fused is None:
             dropped[level] = reason or f"it gives the same graph as '{twin}'"
@@ -64,13 +63,29 @@ def build_variants(
     return variants, dropped
 
 
-def _fuse(base: BaseGraph, level: str) -> ir.Model | None:
+def _fuse_usably(base: BaseGraph, level: str, sample: Mapping[str, np.ndarray]) -> tuple[ir.Model | None, str | None]:
+    """Returns the fused graph and why it cannot be used; tries again with layer norms left as they are.
+
+    The optimiser of ONNX Runtime 1.31 takes a layer norm over the channels of an image for one over the last axis.
+    """
+    first_reason = None
+    for fuses_norms in (True, False):
+        fused = _fuse(base, level, fuses_norms=fuses_norms)
+        reason = _why_unusable(base, fused, sample) if fused is not None else "the optimiser failed on this graph"
+        if reason is None:
+            return fused, None
+        first_reason = first_reason or reason
+    return None, first_reason
+
+
+def _fuse(base: BaseGraph, level: str, *, fuses_norms: bool) -> ir.Model | None:
     from onnxruntime.transformers import optimizer
     from onnxruntime.transformers.fusion_options import FusionOptions
 
     options = FusionOptions("bert")
     #: keeps query, key and value as layers of their own instead of packing their weights
     options.use_multi_head_attention = True
+    options.enable_layer_norm = fuses_norms
     for switch in _SWITCHED_OFF[level]:
         setattr(options, switch, False)
     heads, hidden = _attention_shape(base)
@@ -102,7 +117,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _attention_shape(base: BaseGraph) -> tuple[int, int]:
-    """Returns (heads, hidden size) as seen in the softmaxes and layer norms; zeros where there are none."""
+    """Returns (heads, hidden size) as seen in the softmaxes and layer norms; zeros without attention."""
     heads = hidden = 0
     for node in base.model.graph:
         shape = base.shapes.get(str(node.outputs[0].name), ())
@@ -110,7 +125,7 @@ def _attention_shape(base: BaseGraph) -> tuple[int, int]:
             heads = shape[1]
         if node.op_type == "LayerNormalization" and shape:
             hidden = shape[-1]
-    return heads, hidden
+    return (heads, hidden) if heads else (0, 0)  # the optimiser refuses a hidden size that the heads do not divide
 
 
 def _why_unusable(base: BaseGraph, fused: ir.Model, sample: Mapping[str, np.ndarray]) -> str | None:

@@ -25,7 +25,7 @@ class ChannelNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, n_channels, h, w) → the same shape."""
         centred = x - x.mean(1, keepdim=True)
-        normal = centred / torch.sqrt((centred * centred).mean(1, keepdim=True) + _EPSILON)
+        normal = centred / torch.sqrt(centred.pow(2).mean(1, keepdim=True) + _EPSILON)
         return self.weight[:, None, None] * normal + self.bias[:, None, None]
 
 

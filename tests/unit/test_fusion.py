@@ -3,11 +3,15 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from onnx import helper, numpy_helper
 from trimtab.compressors.activations import watched_values
 from trimtab.compressors.calibration import collect_histograms
 from trimtab.compressors.fusion import build_variants
+from trimtab.compressors.graph import build_base_graph
+from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs
+from trimtab.experiments.architectures.convnext import ConvNeXt
 from trimtab.hw_profiles.target import OPTION_KINDS
 from trimtab.spaces.policy import GraphTreatment
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS
@@ -46,6 +50,16 @@ def test_a_level_that_gives_an_earlier_graph_is_dropped_and_says_which(variants)
     assert set(models) == {"none", "gelu", "full"}
     # the attention of this model scales by a Div that the optimiser's patterns do not know
     assert dropped == {"attention": "it gives the same graph as 'gelu'"}
+
+
+def test_gelu_is_fused_beside_layer_norms_over_channels_first():
+    # without attention the optimiser has no number of heads, and it mistakes the norm for one over the last axis
+    image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    model = ConvNeXt((1, 1, 1, 1), (8, 16, 32, 64), n_classes=10)
+    sample = {"x": image[:1].numpy()}
+    models, _ = build_variants(build_base_graph(load_source((model, {"x": image})), sample), _LEVELS, sample)
+    before, after = (_ops(ir.to_proto(models[level]).SerializeToString()) for level in ("none", "gelu"))
+    assert (before.count("Erf"), after.count("Gelu"), after.count("ReduceMean")) == (4, 4, before.count("ReduceMean"))
 
 
 def test_a_convolutional_model_has_no_fusion(variants):
