@@ -1,13 +1,14 @@
 """The protocol of a runtime on a device, and the registry of runtimes."""
 
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 
 from ..compressors.artifact import Artifact
 from ..core.errors import SpecError, TrimtabError
 from ..core.registry import Registry
+from ..hw_profiles.kernel import KernelTiming, LoweredGraph
 from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import Capabilities, Target
 
@@ -35,6 +36,34 @@ class Device(Protocol):
 
         Raises:
             MeasurementError: the runtime refuses the model; the message carries the runtime's own words.
+        """
+        ...
+
+
+@runtime_checkable
+class KernelDevice(Device, Protocol):
+    """A device whose runtime tells which kernels it makes of a model, and how long each takes."""
+
+    def lower(self, artifact: Artifact) -> LoweredGraph:
+        """Returns the kernels that `load` would make of an artifact; nothing is run.
+
+        Raises:
+            MeasurementError: the runtime refuses the model.
+        """
+        ...
+
+    def time_kernels(
+        self, artifact: Artifact, inputs: Mapping[str, np.ndarray], *, runs: int = 20
+    ) -> list[KernelTiming]:
+        """Runs an artifact under the runtime's profiler; returns one timing per executed kernel.
+
+        Args:
+            artifact: what to run.
+            inputs: input name → (batch, …) array.
+            runs: timed runs, after some for warm-up.
+
+        Raises:
+            MeasurementError: the runtime refuses the model, or fails to run it.
         """
         ...
 

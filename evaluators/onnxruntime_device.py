@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError
+from ..hw_profiles.kernel import KernelTiming, LoweredGraph
 from ..hw_profiles.profile import HardwareProfile, identify_cpu
 from ..hw_profiles.target import OPTION_KINDS, Capabilities, Target
+from .onnxruntime_kernels import lower_onnxruntime, time_onnxruntime_kernels
 
 #: ``int8`` layers run as QLinearConv and QGemm or MatMulInteger, ``int4_weight`` as MatMulNBits; ``float16`` and
 #: ``int8_weight`` only shrink the file, the weights are unpacked to float32 when the model is loaded.
@@ -50,7 +53,7 @@ class OnnxRuntimeDevice:
         return identify_cpu(self.target, self._onnxruntime.__version__)
 
     def load(self, artifact: Artifact) -> "OnnxRuntimeExecutable":
-        """Loads and optimises an artifact.
+        """Loads an artifact, with the target's batch size fixed where the model leaves only the batch open.
 
         Raises:
             MeasurementError: the runtime refuses the model, or cannot run in its precision.
@@ -60,13 +63,32 @@ class OnnxRuntimeDevice:
             raise MeasurementError(f"onnxruntime on cpu runs in: {known}; got an artifact for {artifact.precision}")
         try:
             session = self._onnxruntime.InferenceSession(
-                artifact.model, self._set_up(), providers=["CPUExecutionProvider"]
+                artifact.model, self._set_up(artifact), providers=["CPUExecutionProvider"]
             )
         except Exception as error:
             raise MeasurementError(f"onnxruntime refuses the model: {error}") from error
         return OnnxRuntimeExecutable(session)
 
-    def _set_up(self) -> Any:
+    def lower(self, artifact: Artifact) -> LoweredGraph:
+        """Returns the kernels that `load` would make of an artifact; nothing is run.
+
+        Raises:
+            MeasurementError: the runtime refuses the model.
+        """
+        return lower_onnxruntime(self._onnxruntime, artifact.model, self._set_up(artifact))
+
+    def time_kernels(
+        self, artifact: Artifact, inputs: Mapping[str, np.ndarray], *, runs: int = 20
+    ) -> list[KernelTiming]:
+        """Runs an artifact with the runtime's profiler; see `KernelDevice.time_kernels`.
+
+        Raises:
+            MeasurementError: the runtime refuses the model, or fails to run it.
+        """
+        options = self._set_up(artifact)
+        return time_onnxruntime_kernels(self._onnxruntime, artifact.model, options, inputs=inputs, runs=runs)
+
+    def _set_up(self, artifact: Artifact) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.target.threads
         options.inter_op_num_threads = 1
@@ -75,6 +97,8 @@ class OnnxRuntimeDevice:
         options.log_severity_level = 3  # errors only
         for name, value in _ENTRIES.items():
             options.add_session_config_entry(name, value)
+        for name in find_open_batch(artifact.model):
+            options.add_free_dimension_override_by_name(name, self.target.batch_size)
         return options
 
 
@@ -95,6 +119,20 @@ class OnnxRuntimeExecutable:
         except Exception as error:
             raise MeasurementError(f"onnxruntime fails to run the model: {error}") from error
         return outputs
+
+
+def find_open_batch(model: bytes) -> tuple[str, ...]:
+    """Returns the names that the first sides of a model's inputs bear, where nothing but those sides is open.
+
+    Args:
+        model: a serialised ONNX model.
+    """
+    graph = onnx.load_model_from_string(model).graph
+    constants = {tensor.name for tensor in graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in constants]
+    if any(not side.HasField("dim_value") for shape in shapes for side in shape[1:]):
+        return ()
+    return tuple({shape[0].dim_param: None for shape in shapes if shape and shape[0].dim_param})
 
 
 def _import_onnxruntime() -> Any:
