@@ -8,7 +8,7 @@ import numpy as np
 from ..compressors.artifact import Artifact
 from ..core.errors import SpecError, TrimtabError
 from ..core.registry import Registry
-from ..hw_profiles.kernel import KernelTiming, LoweredGraph
+from ..hw_profiles.kernel import Between, KernelTiming, LoweredGraph, do_nothing
 from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import Capabilities, Target
 
@@ -53,7 +53,7 @@ class KernelDevice(Device, Protocol):
         ...
 
     def time_kernels(
-        self, artifact: Artifact, inputs: Mapping[str, np.ndarray], *, runs: int = 20
+        self, artifact: Artifact, inputs: Mapping[str, np.ndarray], *, runs: int = 20, between: Between = do_nothing
     ) -> list[KernelTiming]:
         """Runs an artifact under the runtime's profiler; returns one timing per executed kernel.
 
@@ -61,6 +61,7 @@ class KernelDevice(Device, Protocol):
             artifact: what to run.
             inputs: input name → (batch, …) array.
             runs: timed runs, after some for warm-up.
+            between: called before each run; what else the machine does shows in the times, since it fills the caches.
 
         Raises:
             MeasurementError: the runtime refuses the model, or fails to run it.

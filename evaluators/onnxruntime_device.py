@@ -8,7 +8,7 @@ import onnx
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError
-from ..hw_profiles.kernel import KernelTiming, LoweredGraph
+from ..hw_profiles.kernel import Between, KernelTiming, LoweredGraph, Rounds, do_nothing
 from ..hw_profiles.profile import HardwareProfile, identify_cpu
 from ..hw_profiles.target import OPTION_KINDS, Capabilities, Target
 from .onnxruntime_kernels import lower_onnxruntime, time_onnxruntime_kernels
@@ -78,7 +78,7 @@ class OnnxRuntimeDevice:
         return lower_onnxruntime(self._onnxruntime, artifact.model, self._set_up(artifact))
 
     def time_kernels(
-        self, artifact: Artifact, inputs: Mapping[str, np.ndarray], *, runs: int = 20
+        self, artifact: Artifact, inputs: Mapping[str, np.ndarray], *, runs: int = 20, between: Between = do_nothing
     ) -> list[KernelTiming]:
         """Runs an artifact with the runtime's profiler; see `KernelDevice.time_kernels`.
 
@@ -86,7 +86,9 @@ class OnnxRuntimeDevice:
             MeasurementError: the runtime refuses the model, or fails to run it.
         """
         options = self._set_up(artifact)
-        return time_onnxruntime_kernels(self._onnxruntime, artifact.model, options, inputs=inputs, runs=runs)
+        return time_onnxruntime_kernels(
+            self._onnxruntime, artifact.model, options, inputs=inputs, rounds=Rounds(runs, between)
+        )
 
     def _set_up(self, artifact: Artifact) -> Any:
         options = self._onnxruntime.SessionOptions()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import MeasurementError
-from ..hw_profiles.kernel import Kernel, KernelTiming, LoweredGraph, Step, Tensor, pack_attributes
+from ..hw_profiles.kernel import Kernel, KernelTiming, LoweredGraph, Rounds, Step, Tensor, pack_attributes
 
 #: element types of ORT format (onnxruntime/core/flatbuffers/schema/ort.fbs, TensorDataType; the numbers are ONNX's)
 _DTYPES = {
@@ -55,7 +55,7 @@ def lower_onnxruntime(onnxruntime: Any, model: bytes, options: Any) -> LoweredGr
 
 
 def time_onnxruntime_kernels(
-    onnxruntime: Any, model: bytes, options: Any, *, inputs: Mapping[str, np.ndarray], runs: int
+    onnxruntime: Any, model: bytes, options: Any, *, inputs: Mapping[str, np.ndarray], rounds: Rounds
 ) -> list[KernelTiming]:
     """Runs a model with the runtime's profiler on; returns one timing per node, in the order of execution.
 
@@ -70,9 +70,10 @@ def time_onnxruntime_kernels(
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = _open(onnxruntime, model, options, path)
-        n_warm_up = max(2, runs // 5)
+        n_warm_up = max(2, rounds.runs // 5)
         try:
-            for _ in range(n_warm_up + runs):
+            for _ in range(n_warm_up + rounds.runs):
+                rounds.between()
                 session.run(None, inputs)
         except Exception as error:
             raise MeasurementError(f"onnxruntime fails to run the model: {error}") from error

@@ -1,15 +1,19 @@
 """OpenVINO on the CPU."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import onnx
 
 from ..compressors.artifact import Artifact
-from ..core.errors import MeasurementError, SpecError
+from ..core.errors import MeasurementError, SpecError, TrimtabError
+from ..hw_profiles.kernel import Between, KernelTiming, LoweredGraph, Rounds, do_nothing
 from ..hw_profiles.profile import HardwareProfile, identify_cpu
 from ..hw_profiles.target import OPTION_KINDS, Capabilities, Target
+from .openvino_kernels import lower_openvino, time_openvino_kernels
 
 #: our names of precisions → the plugin's; the first is full precision
 _HINTS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -44,15 +48,40 @@ class OpenVinoDevice:
         Raises:
             MeasurementError: the runtime refuses the model, or cannot run in its precision.
         """
+        with _named_refusal():
+            return OpenVinoExecutable(self._compiler(artifact)().create_infer_request())
+
+    def lower(self, artifact: Artifact) -> LoweredGraph:
+        """Returns the kernels that `load` would make of an artifact; nothing is run.
+
+        Raises:
+            MeasurementError: the runtime refuses the model.
+        """
+        with _named_refusal():
+            return lower_openvino(self._compiler(artifact)())
+
+    def time_kernels(
+        self, artifact: Artifact, inputs: Mapping[str, np.ndarray], *, runs: int = 20, between: Between = do_nothing
+    ) -> list[KernelTiming]:
+        """Runs an artifact with the runtime's counters; see `KernelDevice.time_kernels`.
+
+        Raises:
+            MeasurementError: the runtime refuses the model, or fails to run it.
+        """
+        with _named_refusal():
+            return time_openvino_kernels(self._compiler(artifact, {"PERF_COUNT": "YES"}), inputs, Rounds(runs, between))
+
+    def _compiler(self, artifact: Artifact, extra: Mapping[str, Any] = MappingProxyType({})) -> Callable[[], Any]:
+        """Returns what compiles the artifact, as often as it is called.
+
+        Raises:
+            MeasurementError: the runtime cannot run in the artifact's precision.
+        """
         if artifact.precision not in self.capabilities.precisions:
             known = ", ".join(self.capabilities.precisions)
             raise MeasurementError(f"openvino on cpu runs in: {known}; got an artifact for {artifact.precision}")
-        try:
-            model = self._read(artifact)
-            compiled = self._core.compile_model(model, "CPU", self._set_up(artifact))
-            return OpenVinoExecutable(compiled.create_infer_request())
-        except Exception as error:
-            raise MeasurementError(f"openvino refuses the model: {error}") from error
+        model, settings = self._read(artifact), {**self._set_up(artifact), **extra}
+        return lambda: self._core.compile_model(model, "CPU", settings)
 
     def _read(self, artifact: Artifact) -> Any:
         model = self._core.read_model(artifact.model)
@@ -78,6 +107,16 @@ class OpenVinoDevice:
             "INFERENCE_PRECISION_HINT": _HINTS[artifact.precision],
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": group_size,
         }
+
+
+@contextmanager
+def _named_refusal() -> Iterator[None]:
+    try:
+        yield
+    except TrimtabError:
+        raise
+    except Exception as error:
+        raise MeasurementError(f"openvino refuses the model: {error}") from error
 
 
 class OpenVinoExecutable:

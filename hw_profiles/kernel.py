@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -182,3 +182,21 @@ class KernelTiming:
     median_s: float
     iqr_s: float
     runs: int
+
+
+#: what is done between two runs of a graph whose kernels are timed
+Between = Callable[[], object]
+
+
+def do_nothing() -> None:
+    """Lets run follow run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How kernels are timed."""
+
+    #: timed runs
+    runs: int = 20
+    #: called before each run
+    between: Between = do_nothing

@@ -1,0 +1,159 @@
+"""What OpenVINO makes of a model: its runtime model as kernels, without a run, and their times, with some."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..core.errors import MeasurementError
+from ..hw_profiles.kernel import Kernel, KernelTiming, LoweredGraph, Rounds, Step, Tensor, pack_attributes
+
+#: the plugin's names of element types → ours; others stay as they are
+_DTYPES = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32",
+    "i16": "int16", "i8": "int8", "u8": "uint8", "u64": "uint64", "u32": "uint32", "u16": "uint16", "i4": "int4",
+    "u4": "uint4", "boolean": "bool",
+    "float": "float32", "float16": "float16", "bfloat16": "bfloat16", "int8_t": "int8", "uint8_t": "uint8",
+    "int32_t": "int32", "int64_t": "int64", "double": "float64",
+}  # fmt: skip
+
+#: layers of the runtime model that execute nothing
+_NOT_KERNELS = frozenset({"Input", "Output", "Const", "Parameter", "Result", "Constant"})
+
+#: layers that only rename their input's memory; the plugin reports them as not run
+_ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+
+#: compilations over which the times of kernels are taken: the plugin reports one mean per compilation
+_N_COMPILATIONS = 3
+
+
+def lower_openvino(compiled: Any) -> LoweredGraph:
+    """Reads the kernels of a compiled model, in the order of execution; nothing is run."""
+    model = compiled.get_runtime_model()
+    nodes = sorted(((_facts(op), op) for op in model.get_ops()), key=lambda pair: int(pair[0].get("execOrder", -1)))
+    constants = _find_constants(nodes)
+    layouts = {op.get_friendly_name(): facts for facts, op in nodes}
+    steps = [
+        _step(facts, op, constants, layouts)
+        for facts, op in nodes
+        if facts.get("layerType") not in _NOT_KERNELS and op.get_friendly_name() not in constants
+    ]
+    return LoweredGraph(
+        steps=tuple(steps),
+        inputs={
+            _value_name(op.output(0)): _tensor(op.output(0), facts, is_constant=False)
+            for facts, op in nodes
+            if op.get_type_name() == "Parameter"
+        },
+        outputs=tuple(_value_name(port) for op in model.get_results() for port in _sources(op)),
+    )
+
+
+def time_openvino_kernels(
+    compile_model: Callable[[], Any], inputs: Mapping[str, np.ndarray], rounds: Rounds
+) -> list[KernelTiming]:
+    """Runs a model that was compiled with ``PERF_COUNT``; returns one timing per executed kernel.
+
+    The plugin keeps one mean per kernel and compilation, in whole microseconds with the rest cut off (half of one is
+    added back); the median and the spread are over compilations.
+
+    Args:
+        compile_model: compiles the model anew at each call.
+        inputs: input name → (batch, …) array.
+        rounds: timed runs in all, and what to do before each.
+
+    Raises:
+        MeasurementError: the runtime fails to run the model.
+    """
+    means_us: dict[str, list[float]] = {}
+    runs_each = max(2, rounds.runs // _N_COMPILATIONS)
+    for _ in range(_N_COMPILATIONS):
+        compiled = compile_model()
+        try:
+            request = compiled.create_infer_request()
+            for _ in range(runs_each):
+                rounds.between()
+                request.infer(dict(inputs), share_inputs=True)
+        except Exception as error:
+            raise MeasurementError(f"openvino fails to run the model: {error}") from error
+        for entry in request.get_profiling_info():
+            if entry.status == entry.Status.EXECUTED:
+                means_us.setdefault(entry.node_name, []).append(entry.real_time.total_seconds() * 1e6 + 0.5)
+    return [
+        _summarise(step.kernel, means_us[step.name], runs_each)
+        for step in lower_openvino(compiled).steps
+        if step.name in means_us
+    ]
+
+
+def _summarise(kernel: Kernel, means_us: list[float], runs_each: int) -> KernelTiming:
+    low, median, high = np.percentile(means_us, [25, 50, 75])
+    return KernelTiming(kernel, float(median) * 1e-6, float(high - low) * 1e-6, runs_each * len(means_us))
+
+
+def _find_constants(nodes: Sequence[tuple[Mapping[str, str], Any]]) -> set[str]:
+    """Returns the constants, and what is computed from nothing else: the plugin does that once, when it compiles."""
+    constants: set[str] = set()
+    for facts, op in nodes:
+        sources = [port.get_node().get_friendly_name() for port in _sources(op)]
+        is_folded = bool(sources) and facts.get("layerType") not in _NOT_KERNELS and constants.issuperset(sources)
+        if facts.get("layerType") in ("Const", "Constant") or is_folded:
+            constants.add(op.get_friendly_name())
+    return constants
+
+
+def _step(facts: Mapping[str, str], op: Any, constants: set[str], layouts: Mapping[str, Mapping[str, str]]) -> Step:
+    sources = list(_sources(op))
+    names = [port.get_node().get_friendly_name() for port in sources]
+    kernel = Kernel(
+        op=facts.get("layerType", op.get_type_name()),
+        inputs=tuple(
+            _tensor(port, layouts.get(name, {}), is_constant=name in constants)
+            for port, name in zip(sources, names, strict=True)
+        ),
+        outputs=tuple(_tensor(port, facts, is_constant=False) for port in op.outputs()),
+        implementation=facts.get("primitiveType", ""),
+        attributes=pack_attributes(_attributes(facts)),
+    )
+    reads = tuple("" if n in constants else _value_name(p) for p, n in zip(sources, names, strict=True))
+    in_place = 0 if facts.get("layerType") in _ALIASES else None
+    return Step(op.get_friendly_name(), kernel, reads, tuple(_value_name(port) for port in op.outputs()), in_place)
+
+
+def _attributes(facts: Mapping[str, str]) -> dict[str, Any]:
+    """Returns how many layers became this kernel, and in what it computes: all that the plugin tells of it."""
+    found: dict[str, Any] = {}
+    originals = [name for name in facts.get("originalLayersNames", "").split(",") if name]
+    if len(originals) > 1:
+        found["fused"] = len(originals)
+    if facts.get("runtimePrecision"):
+        found["precision"] = _DTYPES.get(facts["runtimePrecision"], facts["runtimePrecision"])
+    return found
+
+
+def _tensor(port: Any, facts: Mapping[str, str], *, is_constant: bool) -> Tensor:
+    shape = port.get_partial_shape()
+    sides = () if shape.rank.is_dynamic else tuple(-1 if s.is_dynamic else s.get_length() for s in shape)
+    layouts = facts.get("outputLayouts", "").split(",")
+    layout = layouts[port.get_index()] if port.get_index() < len(layouts) else layouts[0]
+    dtype = port.get_element_type().get_type_name()
+    return Tensor(_DTYPES.get(dtype, dtype), sides, is_constant, "" if _is_plain(layout, len(sides)) else layout)
+
+
+def _is_plain(layout: str, n_axes: int) -> bool:
+    return layout in ("", "x", "undef") or layout == "abcdefgh"[:n_axes]
+
+
+def _sources(op: Any) -> Iterator[Any]:
+    for port in op.inputs():
+        yield port.get_source_output()
+
+
+def _value_name(port: Any) -> str:
+    return f"{port.get_node().get_friendly_name()}:{port.get_index()}"
+
+
+def _facts(op: Any) -> dict[str, str]:
+    return {
+        key: str(value.value if hasattr(value, "value") else value) for key, value in dict(op.get_rt_info()).items()
+    }
