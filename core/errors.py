@@ -5,6 +5,7 @@ TrimtabError
 │   ├── ModelError       the model cannot be loaded, exported or read
 │   ├── DataError        the data do not fit the model or the metric
 │   ├── RunError         a run folder or its journal does not fit what is asked
+│   ├── TableError       a kernel table is damaged, of another device or version, or was given wrong numbers
 │   └── ArtifactError    an artifact is damaged, altered or unreadable
 ├── PolicyError          this policy cannot be built: INFEASIBLE, go on
 ├── TransientError       a worker died, hung or lost its node: retry
@@ -30,6 +31,10 @@ class DataError(SpecError):
 
 class RunError(SpecError):
     """A run folder or its journal does not fit what is asked of it."""
+
+
+class TableError(SpecError):
+    """A kernel table is damaged, belongs to another device or runtime, or was given wrong numbers."""
 
 
 class ArtifactError(SpecError):
