@@ -146,7 +146,8 @@ class Pipeline:
         model = self._parsed(graph.fusion).clone()
         is_static = any(treatment.is_static for treatment in treatments.values())
         ranges = self.ranges(graph) if is_static else {}
-        plan = QuantizationPlan(treatments, graph.quantized_ops, ranges, self.scheme, self._bank)
+        rows = frozenset(layer.name for layer in self.prepared.layers if len(layer.output_shape) == 2)
+        plan = QuantizationPlan(treatments, graph.quantized_ops, ranges, self.scheme, self._bank, rows)
         quantize_graph(model.graph, plan)
         is_dynamic = any(treatment.activation_range == "dynamic" for treatment in treatments.values())
         return Artifact(

@@ -15,7 +15,8 @@ from .calibration import Range
 from .graph import add_initializer, drop_unused_initializers, input_of, kind_of, take_over, weight_of
 from .weights import BlockWeight, QuantizedWeight, quantize_blocks, quantize_weight
 
-_INT32_MAX = 2**31 - 1
+#: largest code of an int32 bias: as much again is left for the sum of 33,000 products of uint8 and int8
+_MAX_BIAS = 2**30
 
 T = TypeVar("T")
 
@@ -56,6 +57,8 @@ class QuantizationPlan:
     ranges: Mapping[str, Range]
     scheme: Capabilities
     bank: WeightBank
+    #: the linear layers whose output is (batch, outputs), no longer sequence
+    row_layers: frozenset[str] = frozenset()
 
 
 def quantize_graph(graph: ir.Graph, plan: QuantizationPlan) -> None:
@@ -219,13 +222,14 @@ class _Writer:
         self._insert_behind(node, scaled)
 
     def _write_channels(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
-        """Stores int8 codes with a DequantizeLinear; for static layers the bias of a convolution too."""
+        """Stores int8 codes with a DequantizeLinear; for static layers the bias too, where the kernel needs it."""
         axis = None if treatment.granularity == "tensor" else (1 if node.op_type == "MatMul" else 0)
         stored = banked = self.plan.bank.per_channel(self._name(weight), _array(weight), axis)
         input_scale = self._scales.get(input_of(node, 0)) if treatment.is_static else None
-        has_bias = node.op_type == "Conv" and len(node.inputs) > 2 and node.inputs[2] is not None
-        if has_bias and input_scale is not None and self.plan.scheme.quantize_conv_outputs:
-            stored = self._write_bias(node, stored, _array(weight), float(input_scale.scale))
+        takes_integers = node.op_type == "Conv" or self._name(weight) in self.plan.row_layers
+        place = _find_bias(node) if takes_integers and self.plan.scheme.quantize_conv_outputs else None
+        if place is not None and input_scale is not None:
+            stored = self._write_bias(place, stored, _array(weight), float(input_scale.scale))
         # codes that were made for the bias of this node are no other node's
         suffix = "_int8" if stored is banked else f"_int8_{node.name}"
         codes = self._constant(f"{weight.name}{suffix}", stored.codes)
@@ -240,22 +244,24 @@ class _Writer:
         node.replace_input_with(1, dequantize.outputs[0])
 
     def _write_bias(
-        self, node: ir.Node, stored: QuantizedWeight, weight: np.ndarray, input_scale: float
+        self, place: tuple[ir.Node, int], stored: QuantizedWeight, weight: np.ndarray, input_scale: float
     ) -> QuantizedWeight:
-        """Stores a convolution's bias as int32 with scale input × weight, as integer kernels add it.
+        """Stores a bias, given as (node, position), as int32 with scale input × weight, as integer kernels add it.
 
         Where a bias is too large for that, the weight's scale is raised until it fits, and the weight rounded anew.
         """
-        bias = _array(node.inputs[2])
-        floor = (np.abs(bias) / (input_scale * _INT32_MAX)).astype(np.float32)
+        node, position = place
+        bias = _array(node.inputs[position]).reshape(-1)
+        floor = (np.abs(bias) / (input_scale * _MAX_BIAS)).astype(np.float32)
         if (np.broadcast_to(stored.scale, bias.shape) < floor).any():
             scale = np.maximum(stored.scale, floor if stored.scale.ndim else floor.max())
-            divisor = scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
+            others = [axis for axis in range(weight.ndim) if axis != stored.axis]
+            divisor = np.expand_dims(scale, others) if scale.ndim else scale
             stored = QuantizedWeight(np.clip(np.rint(weight / divisor), -127, 127).astype(np.int8), scale, stored.axis)
         scale = (np.float32(input_scale) * stored.scale).astype(np.float32)
-        # in float64: the largest int32 is no float32
-        codes = np.clip(np.rint(bias.astype(np.float64) / scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
-        prefix = f"{input_of(node, 2).name}_{node.name}"
+        # in float64: float32 cannot hold all of these codes
+        codes = np.clip(np.rint(bias.astype(np.float64) / scale), -_MAX_BIAS, _MAX_BIAS).astype(np.int32)
+        prefix = f"{input_of(node, position).name}_{node.name}"
         codes_value = add_initializer(self.graph, f"{prefix}_int32", codes)
         scale_value = add_initializer(self.graph, f"{prefix}_scale", scale)
         zero = add_initializer(self.graph, f"{prefix}_zero_point", np.zeros(scale.shape, np.int32))
@@ -265,7 +271,7 @@ class _Writer:
         )
         dequantize.outputs[0].name = f"{prefix}_dequantized"
         self.graph.insert_before(node, dequantize)
-        node.replace_input_with(2, dequantize.outputs[0])
+        node.replace_input_with(position, dequantize.outputs[0])
         return stored
 
     def _write_dynamic(self, node: ir.Node, weight: ir.Value, treatment: Treatment) -> None:
@@ -332,6 +338,23 @@ class _Writer:
             new.name = f"{node.name}_stored_{n}"
             new.outputs[0].name = f"{name}_stored_{n}"
         final.name, final.type, final.shape = name, ir.TensorType(ir.DataType.FLOAT), output.shape
+
+
+def _find_bias(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Returns the node that adds a layer's bias inside its integer kernel, and the input that holds the bias.
+
+    Of the linear layers these are the ones over rows, (batch, inputs): ONNX Runtime makes one Gemm of MatMul and Add
+    *before* it looks for integers. With a bias in float that Gemm stays float, and its weight is unpacked in every run.
+    """
+    if node.op_type == "Conv":
+        return (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    add, n_outputs = uses[0].node, _array(node.inputs[1]).shape[1]
+    position = 1 - uses[0].idx
+    bias = input_of(add, position).const_value
+    return (add, position) if bias is not None and tuple(bias.shape) in ((n_outputs,), (1, n_outputs)) else None
 
 
 def _array(value: ir.Value | None) -> np.ndarray:

@@ -112,7 +112,8 @@ def test_static_int8_is_that_of_onnxruntime_output_for_output(
     ]
     assert n_pairs[0] == n_pairs[1]
     inputs = random_inputs(name, 64, seed=9)
-    np.testing.assert_array_equal(_run(artifact.model, inputs), _run(theirs, inputs))
+    # not bit for bit: the head's bias is int32 in ours, a multiple of (input scale × weight scale), here below 1e-5
+    np.testing.assert_allclose(_run(artifact.model, inputs), _run(theirs, inputs), rtol=0, atol=1e-5)
 
 
 def test_dynamic_int8_is_that_of_onnxruntime_output_for_output(bases, pipeline, tmp_path):
