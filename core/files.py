@@ -68,20 +68,33 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, text.encode())
 
 
-def read_text(path: Path, *, noun: str, error: type[SpecError] = SpecError) -> str:
-    """Reads a UTF-8 file that a user named.
+def read_bytes(path: Path, *, noun: str, error: type[SpecError] = SpecError) -> bytes:
+    """Reads a file that a user named.
 
     Raises:
-        SpecError: (or ``error``) the file is missing, a folder, too large or not UTF-8.
+        SpecError: (or ``error``) the file is missing, a folder or too large.
     """
     try:
         size_bytes = path.stat().st_size
         if size_bytes > MAX_TEXT_BYTES:
             raise error(f"{noun} {path} has {size_bytes} bytes; at most {MAX_TEXT_BYTES} are read")
-        return path.read_text(encoding="utf-8")
+        return path.read_bytes()
     except FileNotFoundError as cause:
         raise error(f"{noun} {path} does not exist") from cause
-    except (OSError, UnicodeDecodeError) as cause:
+    except OSError as cause:
+        raise error(f"{noun} {path} cannot be read: {cause}") from cause
+
+
+def read_text(path: Path, *, noun: str, error: type[SpecError] = SpecError) -> str:
+    """Reads a UTF-8 file that a user named; every end of line becomes a newline.
+
+    Raises:
+        SpecError: (or ``error``) the file is missing, a folder, too large or not UTF-8.
+    """
+    content = read_bytes(path, noun=noun, error=error)
+    try:
+        return content.decode().replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as cause:
         raise error(f"{noun} {path} cannot be read: {cause}") from cause
 
 

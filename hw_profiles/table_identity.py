@@ -39,7 +39,7 @@ class TableIdentity:
             profile: the device under its runtime.
             settings: further settings, beside ``device`` and ``threads`` of the profile's target.
         """
-        own = {"device": profile.target.device, "threads": profile.target.threads}
+        own: dict[str, Scalar] = {"device": profile.target.device, "threads": profile.target.threads}
         return cls(
             profile.device, profile.features, profile.runtime, profile.runtime_version, {**own, **(settings or {})}
         )
@@ -67,10 +67,10 @@ class TableIdentity:
         elif self.runtime_version != other.runtime_version:
             parts.append(f"{self.runtime} {self.runtime_version} here, {other.runtime_version} in the table")
         for name in sorted({*self.settings, *other.settings}):
-            mine, its = self.settings.get(name, "not set"), other.settings.get(name, "not set")
+            value, its_value = (each.settings.get(name, "not set") for each in (self, other))
             # 1 == True, and yet they are different settings
-            if (mine, type(mine)) != (its, type(its)):
-                parts.append(f"{name} {mine} here, {its} in the table")
+            if (value, type(value)) != (its_value, type(its_value)):
+                parts.append(f"{name} {value} here, {its_value} in the table")
         return "; ".join(parts)
 
     def to_json(self) -> dict[str, Any]:
