@@ -15,6 +15,8 @@ from typing import Annotated, Any
 
 import typer
 
+from . import table_commands
+
 EXIT_BROKEN = 1
 EXIT_BAD_INPUT = 2
 EXIT_INFEASIBLE = 3
@@ -30,6 +32,8 @@ app = typer.Typer(
     epilog="exit codes: 0 done · 1 promise broken · 2 bad input · 3 no policy keeps the budget · "
     "4 workers lost or machine unquiet, resume later · 130 interrupted",
 )
+
+app.add_typer(table_commands.app, name="table")
 
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 

@@ -323,19 +323,20 @@ def _weighted_median(values: list[float], weights: list[int]) -> float:
 
 
 def _seconds(name: str, value: Any, digits: int) -> float:
-    if not _is_number(value, Real) or not 0 <= value <= MAX_SECONDS:
+    if not _is_number(value, (float, int, Real)) or not 0 <= value <= MAX_SECONDS:
         raise TableError(f"{name} must be a number of seconds from 0 to {MAX_SECONDS:g}, got {value!r:.80}")
     return float(f"{float(value):.{digits}g}") + 0.0  # + 0.0 turns -0.0 into 0.0
 
 
 def _count(name: str, value: Any) -> int:
-    if not _is_number(value, Integral) or not 1 <= value <= MAX_RUNS:
+    if not _is_number(value, (int, Integral)) or not 1 <= value <= MAX_RUNS:
         raise TableError(f"{name} must be a whole number from 1 to {MAX_RUNS}, got {value!r:.80}")
     return int(value)
 
 
-def _is_number(value: Any, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
+def _is_number(value: Any, kinds: tuple[type, ...]) -> bool:
+    # the plain types first: asking the abstract ones is slow
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def _check_name(field: str, value: Any) -> None:

@@ -175,20 +175,20 @@ class _Scan:
         losses = self.losses()
         if not losses:
             return None
-        found = _describe_entries(**_count_entries(self.table))
+        verb = "is truncated" if self.footer is None else "is damaged" if self.bad_lines else "was altered"
         more = f" (and {len(losses) - 1} more)" if len(losses) > 1 else ""
-        return f"{losses[0]}{more}; {found} are intact"
+        return f"{verb}: {losses[0]}{more}; {_describe_entries(**_count_entries(self.table))} are intact"
 
     def losses(self) -> tuple[str, ...]:
         """Returns all that is wrong, the worst first."""
         if self.footer is None:
-            return ("is truncated: its footer is missing", *self.bad_lines)
-        losses = [f"has a bad {line}" for line in self.bad_lines]
+            return ("the footer is missing", *self.bad_lines)
+        losses = list(self.bad_lines)
         expected = {name: self.footer.get(name) for name in ("kernels", "graphs")}
         if expected != _count_entries(self.table):
-            losses.append(f"lacks lines: its footer counts {_describe_entries(**expected)}")
+            losses.append(f"the footer counts {_describe_entries(**expected)}")
         if self.footer["sha256"] != self.sha256:
-            losses.append("was altered: its sha256 is not the one in its footer")
+            losses.append("the footer's sha256 is another")
         return tuple(losses)
 
 
@@ -207,8 +207,14 @@ def _scan(path: Path) -> _Scan:
             else:
                 digest.update(line + b"\n")
                 _enter(scan.table, _unseal(line))
-        except (ValueError, RecursionError, SpecError) as error:
-            scan.bad_lines.append(f"line {number}: {error}")
+        except json.JSONDecodeError as error:
+            scan.bad_lines.append(f"line {number} is not JSON: {error.msg}")
+        except UnicodeDecodeError:
+            scan.bad_lines.append(f"line {number} is not UTF-8")
+        except SpecError as error:
+            scan.bad_lines.append(f"line {number} is malformed: {error}")
+        except (ValueError, RecursionError) as error:
+            scan.bad_lines.append(f"line {number} {error}")
     return scan
 
 
@@ -275,11 +281,11 @@ def _enter(table: KernelTable, value: dict[str, Any]) -> None:
         return
     kernel = Kernel.from_json(value["kernel"])
     if kernel.id != value.get("id"):
-        raise ValueError(f"the kernel's id is {kernel.id}, the line says {value.get('id')!r:.40}")
+        raise ValueError(f"has a wrong id: the kernel's is {kernel.id}, it says {value.get('id')!r:.40}")
     try:
         observations = [Observation(*row) for row in value["observations"]]
     except (KeyError, TypeError) as cause:
-        raise ValueError("observations must be lists of median_s, iqr_s, runs and source") from cause
+        raise ValueError("has observations that are not lists of median_s, iqr_s, runs and source") from cause
     table.insert(kernel, observations)
 
 
