@@ -6,6 +6,7 @@ TrimtabError
 │   ├── DataError        the data do not fit the model or the metric
 │   ├── RunError         a run folder or its journal does not fit what is asked
 │   ├── TableError       a kernel table is damaged, of another device or version, or was given wrong numbers
+│   ├── ProfileError     a device profile is damaged, or of another device, version or setting
 │   └── ArtifactError    an artifact is damaged, altered or unreadable
 ├── PolicyError          this policy cannot be built: INFEASIBLE, go on
 ├── TransientError       a worker died, hung or lost its node: retry
@@ -35,6 +36,10 @@ class RunError(SpecError):
 
 class TableError(SpecError):
     """A kernel table is damaged, belongs to another device or runtime, or was given wrong numbers."""
+
+
+class ProfileError(SpecError):
+    """A device profile is damaged, or was measured on another device, runtime version or setting."""
 
 
 class ArtifactError(SpecError):
