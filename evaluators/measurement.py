@@ -1,8 +1,9 @@
 """Everything that is known of one artifact, each number with its spread."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ..hw_profiles.energy import Energy
 from ..hw_profiles.latency import Latency
 
 
@@ -37,7 +38,19 @@ class Measurement:
     size_bytes: int | None = None
     #: growth of the process's resident memory from before loading to the largest seen while running
     peak_memory_bytes: int | None = None
-    energy_j: float | None = None
+    #: inputs, outputs and everything in between that the runtime holds at once, by liveness; no weights
+    peak_activation_bytes: int | None = None
+    energy: Energy | None = None
+
+    @property
+    def energy_j(self) -> float | None:
+        """Joules for one inference, whatever their source; None where it is not known."""
+        return None if self.energy is None else self.energy.joules
+
+    def joined(self, other: "Measurement") -> "Measurement":
+        """Returns both measurements in one; what the other one knows goes before."""
+        known = {field.name: getattr(other, field.name) for field in fields(other)}
+        return replace(self, **{name: value for name, value in known.items() if value is not None})
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields that are known, as JSON values."""
@@ -47,7 +60,8 @@ class Measurement:
             "latency": self.latency and self.latency.to_json(),
             "size_bytes": self.size_bytes,
             "peak_memory_bytes": self.peak_memory_bytes,
-            "energy_j": self.energy_j,
+            "peak_activation_bytes": self.peak_activation_bytes,
+            "energy": self.energy and self.energy.to_json(),
         }
         return {name: value for name, value in parts.items() if value is not None}
 
@@ -58,5 +72,9 @@ class Measurement:
             "accuracy": Estimate.from_json,
             "accuracy_drop": Estimate.from_json,
             "latency": Latency.from_json,
+            "energy": Energy.from_json,
         }
+        if "energy_j" in value:  # schema 1 had no source
+            number = {"joules": value["energy_j"], "iqr_j": 0.0, "runs": 1, "source": "unknown"}
+            value = {**{name: part for name, part in value.items() if name != "energy_j"}, "energy": number}
         return cls(**{name: readers.get(name, lambda x: x)(part) for name, part in value.items()})

@@ -13,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError
+from ..hw_profiles.kernel import LoweredGraph
 from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import OPTION_KINDS, Capabilities, Target
 from .accuracy import run_split
@@ -72,6 +73,14 @@ class SimulatedDevice:
         """
         executable = self._runtime.load(artifact)
         return SimulatedExecutable(executable, simulate_latency(artifact.model, self.target.batch_size))
+
+    def lower(self, artifact: Artifact) -> LoweredGraph:
+        """Returns the kernels of ONNX Runtime, which computes here; see `LoweringDevice`.
+
+        Raises:
+            MeasurementError: ONNX Runtime refuses the model.
+        """
+        return self._runtime.lower(artifact)
 
 
 class SimulatedExecutable:

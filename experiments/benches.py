@@ -1,7 +1,7 @@
 """The benches that a search's workers hold: real compression, real accuracy, real latency."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from ..evaluators.accuracy import AccuracyEvaluator
 from ..evaluators.device import build_device
 from ..evaluators.latency import SelfTiming, TimingSettings, measure_latency, measure_together, pin_cores
 from ..evaluators.measurement import Measurement
-from ..evaluators.memory import measure_peak_memory
+from ..evaluators.resources import ResourceMeter, WantedResources
 from ..evaluators.yardstick import Yardstick
 from ..hw_profiles.latency import Latency
 from ..hw_profiles.target import Capabilities, Target
@@ -31,7 +31,8 @@ class SearchBenches:
     #: one batch at the target's batch size, input name → (batch, …) array
     batch: Mapping[str, np.ndarray]
     timing: TimingSettings
-    with_peak_memory: bool = False
+    #: what is measured beside the latency
+    wanted: WantedResources = field(default_factory=WantedResources)
     #: pin the measuring process to as many cores as the target has threads
     pins_cores: bool = True
 
@@ -73,15 +74,14 @@ class TimingBench:
         self._device = build_device(benches.target)
         original = Pipeline(benches.prepared, benches.capabilities).build({}, GraphTreatment())
         self._original = self._device.load(original)
+        self._meter = ResourceMeter(self._device, benches.batch, benches.wanted)
 
-    def measure(self, artifact: Artifact) -> tuple[Latency, int | None]:
+    def measure(self, artifact: Artifact) -> Measurement:
         """Times one artifact; see `DeviceBench`."""
         benches = self._benches
         executable = self._device.load(artifact)
         latency = measure_latency(executable, self._original, benches.batch, benches.timing)
-        if not benches.with_peak_memory:
-            return latency, None
-        return latency, measure_peak_memory(benches.target, artifact, benches.batch)
+        return replace(self._meter.measure(artifact, executable), latency=latency)
 
     def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
         """Times the original, the artifacts and a `Yardstick` in one rotation; see `DeviceBench.compare`.

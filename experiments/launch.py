@@ -11,6 +11,7 @@ from ..compressors.pipeline import Pipeline
 from ..core.errors import RunError, SpecError
 from ..core.names import describe_unknown
 from ..evaluators.measurement import Measurement
+from ..evaluators.resources import ResourceMeter
 from ..search.answer import Answer, answer
 from ..search.baselines import list_baselines
 from ..search.budget import Budget
@@ -25,7 +26,7 @@ from .benches import SearchBenches
 from .finish import Final, Row, finish_search, write_outcome
 from .policy_file import PolicyFile, load_policy
 from .preparation import Preparation, prepare
-from .quantities import parse_bytes, parse_duration, parse_latency, parse_size
+from .quantities import Bound, parse_bytes, parse_duration, parse_energy, parse_latency, parse_size
 from .run_folder import RunFolder
 from .spec import Spec
 from .spec_file import allow_imports_from, find_spec, load_spec
@@ -222,34 +223,30 @@ def _plan(preparation: Preparation, budget: Budget) -> SearchPlan:
 def _measure_original(preparation: Preparation, benches: SearchBenches, pool: WorkerPool) -> Measurement:
     artifact: Artifact = preparation.original
     latency = pool.compare([])[0]
-    peak = None
-    if benches.with_peak_memory:
-        from ..evaluators.memory import measure_peak_memory
-
-        peak = measure_peak_memory(benches.target, artifact, benches.batch)
-    return Measurement(
-        accuracy=benches.evaluator.original,
-        latency=latency,
-        size_bytes=artifact.size_bytes,
-        peak_memory_bytes=peak,
-    )
+    meter = ResourceMeter(preparation.device, benches.batch, benches.wanted)
+    resources = meter.measure(artifact, preparation.device.load(artifact))
+    return replace(resources, accuracy=benches.evaluator.original, latency=latency, size_bytes=artifact.size_bytes)
 
 
 def resolve_budget(spec: Spec, original: Measurement) -> Budget:
     """Turns relative bounds into absolute ones."""
     bounds = spec.budget
-    latency = None if bounds.latency is None else parse_latency(bounds.latency)
-    size = None if bounds.size_mb is None else parse_size(bounds.size_mb)
-    peak = None if bounds.peak_memory_mb is None else parse_size(bounds.peak_memory_mb)
     reference_s = original.latency.median_s if original.latency else None
     return Budget(
-        latency_s=None if latency is None else latency.resolve(reference_s or 0.0),
+        latency_s=_resolve(bounds.latency, parse_latency, reference_s),
         accuracy_drop=bounds.accuracy_drop,
-        size_bytes=None if size is None else size.resolve(float(original.size_bytes or 0)),
-        peak_memory_bytes=None if peak is None else peak.resolve(float(original.peak_memory_bytes or 0)),
+        size_bytes=_resolve(bounds.size_mb, parse_size, original.size_bytes),
+        peak_memory_bytes=_resolve(bounds.peak_memory_mb, parse_size, original.peak_memory_bytes),
+        peak_activation_bytes=_resolve(bounds.peak_activation_mb, parse_size, original.peak_activation_bytes),
+        energy_j=_resolve(bounds.energy_mj, parse_energy, original.energy_j),
         confidence=bounds.confidence,
         reference_s=reference_s,
+        energy_source=None if original.energy is None else original.energy.source,
     )
+
+
+def _resolve(bound: object, parse: Callable[[object], Bound], original: float | None) -> float | None:
+    return None if bound is None else parse(bound).resolve(float(original or 0))
 
 
 def _check_size(budget: Budget, preparation: Preparation) -> None:

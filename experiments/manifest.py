@@ -118,7 +118,7 @@ def _parse_promise(content: dict[str, Any]) -> Promise:
     _check_numbers(content["measurement"])
     measurement = Measurement.from_json(content["measurement"])
     median_s = None if measurement.latency is None else measurement.latency.median_s
-    for number in (median_s, measurement.size_bytes, yardstick_s):
+    for number in (median_s, measurement.size_bytes, measurement.energy_j, yardstick_s):
         if number is not None and not float(number) > 0:
             raise ValueError(f"a promised number must be more than 0, got {number}")
     return Promise(measurement, str(content["split"]), None if yardstick_s is None else float(yardstick_s))
@@ -130,5 +130,5 @@ def _check_numbers(content: Mapping[str, Any]) -> None:
             _check_numbers(value)
             continue
         is_number = isinstance(value, int | float) and math.isfinite(value)
-        if name != "source" and not is_number and not (name == "reference_s" and value is None):
+        if name not in ("source", "note") and not is_number and not (name == "reference_s" and value is None):
             raise ValueError(f"{name} must be a finite number, got {value!r}")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from ..evaluators.dataset import Dataset, Split
 from ..evaluators.device import Device, build_device
 from ..evaluators.latency import TimingSettings
 from ..evaluators.metrics import find_metric
+from ..evaluators.resources import WantedResources, check_resources
+from ..hw_profiles.energy_table import load_energy_table
 from ..search.searcher import SEARCHERS
 from ..spaces.policy import CALIBRATIONS, GraphTreatment
 from ..spaces.rules import Dropped, Rule, resolve_options, tie_layers
@@ -102,7 +105,7 @@ class Preparation:
             evaluator=self.validation,
             batch=take_batch(self.dataset.validation, 0, self.device.target.batch_size),
             timing=TimingSettings(min_runs=spec.timing.runs, max_runs=max(1000, spec.timing.runs)),
-            with_peak_memory=spec.timing.peak_memory or _needs_peak_memory(spec),
+            wanted=want_resources(spec),
             pins_cores=spec.workers.address != "inline",
         )
 
@@ -134,6 +137,7 @@ def prepare(spec: Spec) -> Preparation:
         SEARCHERS.get(spec.search.algorithm)
     device = build_device(spec.target.to_target())
     _check_precisions(spec, device)
+    check_resources(want_resources(spec), device)
     dataset = load_dataset(spec.data)
     find_metric(dataset.metric)
     source = load_source(spec.model)
@@ -246,8 +250,20 @@ def _op_families(model: PreparedModel) -> set[str]:
     return found
 
 
-def _needs_peak_memory(spec: Spec) -> bool:
-    return spec.budget.peak_memory_mb is not None or spec.objective == "peak_memory"
+def want_resources(spec: Spec) -> WantedResources:
+    """Returns what the spec asks for, bounds or optimises.
+
+    Raises:
+        SpecError: the table of energies cannot be read.
+    """
+    budget, timing = spec.budget, spec.timing
+    wants_energy = timing.energy or budget.energy_mj is not None or spec.objective == "energy"
+    table = None if timing.energy_table is None else Path(timing.energy_table)
+    return WantedResources(
+        peak_memory=timing.peak_memory or budget.peak_memory_mb is not None or spec.objective == "peak_memory",
+        peak_activation=budget.peak_activation_mb is not None or spec.objective == "peak_activation",
+        energy_table=load_energy_table(table) if wants_energy else None,
+    )
 
 
 def _digest_arrays(arrays: Any) -> str:

@@ -8,6 +8,7 @@ _NUMBER = re.compile(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([a-zA-Zµ]*)\
 
 _LATENCY_UNITS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "": 1e-3}
 _SIZE_UNITS = {"": 1e6, "mb": 1e6, "kb": 1e3, "gb": 1e9, "b": 1.0, "mib": 2.0**20, "gib": 2.0**30}
+_ENERGY_UNITS = {"j": 1.0, "mj": 1e-3, "uj": 1e-6, "µj": 1e-6, "": 1e-3}
 _TIME_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
@@ -39,6 +40,15 @@ def parse_size(text: object) -> Bound:
         ValueError: it is none of these, or not positive.
     """
     return _parse_bound(text, _SIZE_UNITS, "a size such as 0.5x, 200kB or 1.5 (a bare number is in MB)")
+
+
+def parse_energy(text: object) -> Bound:
+    """Reads ``0.5x``, ``2mJ``, ``300uJ`` or a number of millijoules.
+
+    Raises:
+        ValueError: it is none of these, or not positive.
+    """
+    return _parse_bound(text, _ENERGY_UNITS, "an energy such as 0.5x, 2mJ or 300uJ (a bare number is in mJ)")
 
 
 def parse_duration(text: object) -> float:

@@ -9,7 +9,7 @@ from ..core.names import describe_unknown
 from ..hw_profiles.target import Target
 from ..spaces.policy import CALIBRATIONS, EXTRA_OPS, FUSIONS, PRECISIONS
 from ..spaces.treatment import QUANTIZE_OPTIONS
-from .quantities import parse_bytes, parse_duration, parse_latency, parse_size
+from .quantities import parse_bytes, parse_duration, parse_energy, parse_latency, parse_size
 
 
 def _known(noun: str, names: tuple[str, ...], known: Any) -> tuple[str, ...]:
@@ -34,6 +34,7 @@ def _readable(parse: Callable[[object], object]) -> AfterValidator:
 
 
 _LatencyBound = Annotated[str | float, _readable(parse_latency)]
+_EnergyBound = Annotated[str | float, _readable(parse_energy)]
 _SizeBound = Annotated[str | float, _readable(parse_size)]
 _Duration = Annotated[str | float, _readable(parse_duration)]
 _Bytes = Annotated[str | float, _readable(parse_bytes)]
@@ -117,14 +118,10 @@ class BudgetSpec(_Part):
     peak_memory_mb: _SizeBound | None = None
     #: one-sided confidence with which the drop has to keep its bound, given its standard error
     confidence: float = Field(default=0.8, ge=0.5, lt=1)
-    #: known, and refused until a target can measure it
-    energy_mj: str | float | None = None
-
-    @field_validator("energy_mj")
-    @classmethod
-    def _energy(cls, value: str | float | None) -> None:
-        if value is not None:
-            raise ValueError("no target can measure energy yet; remove this bound")
+    #: inputs, outputs and what lies between them, all that is alive at once; no weights
+    peak_activation_mb: _SizeBound | None = None
+    #: of one inference: counted by the hardware where it does that, else from a table
+    energy_mj: _EnergyBound | None = None
 
 
 class SearchSpec(_Part):
@@ -160,6 +157,11 @@ class TimingSpec(_Part):
     runs: int = Field(default=30, ge=30, le=100_000, strict=True)
     #: measure peak memory of every trial (about a second each); always done when the budget bounds it
     peak_memory: bool = False
+    #: measure the energy of every trial (about two seconds each where the hardware counts it); always done when the
+    #: budget bounds it
+    energy: bool = False
+    #: a file of prices for hardware that counts no energy; the default is Horowitz' table of 2014
+    energy_table: str | None = None
 
 
 class Spec(_Part):
@@ -179,7 +181,7 @@ class Spec(_Part):
     space: tuple[RuleSpec, ...] = (RuleSpec(layers="*", quantize=tuple(QUANTIZE_OPTIONS)),)
     graph: GraphSpec = GraphSpec()
     budget: BudgetSpec = BudgetSpec()
-    objective: Literal["latency", "accuracy", "size", "peak_memory"] = "latency"
+    objective: Literal["latency", "accuracy", "size", "peak_memory", "peak_activation", "energy"] = "latency"
     search: SearchSpec = SearchSpec()
     workers: WorkersSpec = WorkersSpec()
     timing: TimingSpec = TimingSpec()

@@ -54,11 +54,18 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec) -> Spec:
         raise SpecError(f"spec {path} must be a mapping of keys (name, model, data, target …)")
     folder = path.resolve().parent
     allow_imports_from(folder)
-    model = content.get("model")
-    if isinstance(model, str) and model.endswith(".onnx") and not Path(model).is_absolute():
-        beside = folder / model
-        content["model"] = str(beside if beside.exists() else Path(model).resolve())
+    model, timing = content.get("model"), content.get("timing")
+    if isinstance(model, str) and model.endswith(".onnx"):
+        content["model"] = _find_beside(folder, model)
+    if isinstance(timing, dict) and isinstance(timing.get("energy_table"), str):
+        content["timing"] = {**timing, "energy_table": _find_beside(folder, timing["energy_table"])}
     return validate_spec(content, where=f"spec {path}")
+
+
+def _find_beside(folder: Path, name: str) -> str:
+    """Returns the absolute path of a file that stands beside the spec, or else in the current folder."""
+    beside = folder / name
+    return str(beside if beside.exists() else Path(name).resolve())
 
 
 def allow_imports_from(folder: Path) -> None:

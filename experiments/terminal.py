@@ -75,12 +75,17 @@ def say(console: Console, text: str) -> None:
 def print_result(console: Console, result: SearchResult) -> None:
     """Prints the final table, the answer, and what to do next."""
     console.print(_final_table(result.rows))
+    for line in _energy_lines(result.rows):
+        say(console, line)
     _print_answer(console, result)
 
 
 def _final_table(rows: Sequence[Row]) -> Table:
     table = Table(title="timed together, in turns; accuracy in %", title_justify="left")
-    for heading in ("", "latency ms", "speed-up", "validation", "test", "test drop", "size MB", "budget"):
+    has_energy = any(row.final.energy is not None for row in rows)
+    energy_heading = ("energy mJ",) if has_energy else ()
+    headings = ("", "latency ms", "speed-up", "validation", "test", "test drop", "size MB", *energy_heading, "budget")
+    for heading in headings:
         table.add_column(heading, justify="left" if heading in ("", "budget") else "right", no_wrap=True)
     for row in rows:
         latency, size = row.final.latency, row.final.size_bytes
@@ -95,10 +100,26 @@ def _final_table(rows: Sequence[Row]) -> Table:
             _percent(row.test.accuracy),
             _percent(row.test.accuracy_drop, sign="+"),
             "–" if size is None else f"{size / 1e6:.3f}",
+            *([_energy(row.final)] if has_energy else []),
             "kept" if row.is_feasible else "[red]exceeded[/red]",
             style="bold" if row.label == "best policy" else None,
         )
     return table
+
+
+def _energy(measurement: Measurement) -> str:
+    energy = measurement.energy
+    if energy is None:
+        return "–"
+    # the range of a table is that of its source, the same for all: it would look like noise here
+    spread = f" ± {energy.iqr_j * 1e3:.2g}" if energy.is_measured else ""
+    return f"{energy.joules * 1e3:.4g}{spread}"
+
+
+def _energy_lines(rows: Sequence[Row]) -> list[str]:
+    """Says once per source where the energies come from, and why from there."""
+    found = dict.fromkeys((row.final.energy.source, row.final.energy.note) for row in rows if row.final.energy)
+    return [f"energy from {source}" + (f" ({note})" if note else "") for source, note in found]
 
 
 def _print_answer(console: Console, result: SearchResult) -> None:
@@ -135,6 +156,8 @@ def _brief(measurement: Measurement) -> str:
         parts.append(f"drop {100 * measurement.accuracy_drop.mean:+.2f} %")
     if measurement.size_bytes is not None:
         parts.append(f"{measurement.size_bytes / 1e6:.3f} MB")
+    if measurement.energy is not None:
+        parts.append(f"{measurement.energy.joules * 1e3:.4g} mJ")
     return ", ".join(parts) or "nothing measured"
 
 

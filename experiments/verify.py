@@ -15,6 +15,9 @@ from ..evaluators.latency import TimingSettings
 from ..evaluators.measurement import Estimate
 from ..evaluators.memory import measure_peak_memory
 from ..evaluators.metrics import estimate, find_metric
+from ..evaluators.resources import ResourceMeter, WantedResources
+from ..hw_profiles.energy import Energy
+from ..hw_profiles.energy_table import load_energy_table
 from .artifact_folder import read_probe
 from .benches import compare_with_yardstick
 from .manifest import Manifest, check_files, read_manifest
@@ -81,6 +84,7 @@ def verify(artifact: str | Path, *, data: Any = None, tolerance: float = 0.25) -
     if batches:
         checks += _check_latency(device, executable, batches[0][0], manifest, tolerance)
         checks += _check_memory(model, batches[0][0], manifest)
+        checks += _check_energy(device, model, batches[0][0], manifest.promise.measurement.energy, tolerance)
     checks += _check_size(folder, manifest)
     if data is not None:
         checks += _check_accuracy(executable, manifest, data)
@@ -147,6 +151,26 @@ def _check_memory(model: Artifact, batch: Mapping[str, np.ndarray], manifest: Ma
     found = measure_peak_memory(manifest.target, model, batch)
     kept = found <= promised * 1.1 + 2e6
     return [Check("peak memory", f"{promised / 1e6:.1f} MB", f"{found / 1e6:.1f} MB", is_kept=kept)]
+
+
+def _check_energy(
+    device: Device, model: Artifact, batch: Mapping[str, np.ndarray], promised: Energy | None, tolerance: float
+) -> list[Check]:
+    """Checks the energy where it comes from the source of the promise; joules of different sources say nothing."""
+    if promised is None:
+        return []
+    meter = ResourceMeter(device, batch, WantedResources(energy_table=load_energy_table()))
+    found: Energy | None = None
+    for _ in range(_N_TRIES):
+        found = meter.measure(model, device.load(model)).energy
+        if found is None or found.source != promised.source or found.joules <= promised.joules * (1.0 + tolerance):
+            break
+    wanted = f"{promised.joules * 1e3:.4g} mJ ({promised.source})"
+    if found is None or found.source != promised.source:
+        reason = "" if found is None else f": {found.note or found.source}"
+        return [Check("energy", wanted, "not checked", is_kept=True, note=f"another source here{reason}")]
+    kept = found.joules <= promised.joules * (1.0 + tolerance)
+    return [Check("energy", wanted, f"{found.joules * 1e3:.4g} mJ", is_kept=kept, note=found.note)]
 
 
 def _check_size(folder: Path, manifest: Manifest) -> list[Check]:

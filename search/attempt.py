@@ -85,11 +85,10 @@ def measure_artifact(bench: DeviceBench, job: Job, artifact: Artifact, measureme
     """Runs the second phase; whatever goes wrong becomes part of the attempt."""
     start_s = time.perf_counter()
     try:
-        latency, peak_memory_bytes = bench.measure(artifact)
+        found = bench.measure(artifact)
     except Exception as error:
         return replace(_failure(job.id, error, time.perf_counter() - start_s), measurement=measurement)
-    whole = replace(measurement, latency=latency, peak_memory_bytes=peak_memory_bytes)
-    return Attempt(Status.COMPLETE, whole, time.perf_counter() - start_s)
+    return Attempt(Status.COMPLETE, measurement.joined(found), time.perf_counter() - start_s)
 
 
 def compare_artifacts(bench: DeviceBench, artifacts: Sequence[Artifact]) -> tuple[Attempt, list[Latency]]:

@@ -11,6 +11,8 @@ BOUNDS = (
     ("accuracy_drop", "accuracy_drop", 1.0, ""),
     ("size_bytes", "size", 1e-6, "MB"),
     ("peak_memory_bytes", "peak_memory", 1e-6, "MB"),
+    ("peak_activation_bytes", "peak_activation", 1e-6, "MB"),
+    ("energy_j", "energy", 1e3, "mJ"),
 )
 
 #: an excess of accuracy drop is counted relative to this at the least, so that a bound of 0 stays usable
@@ -33,10 +35,14 @@ class Budget:
     accuracy_drop: float | None = None
     size_bytes: float | None = None
     peak_memory_bytes: float | None = None
+    peak_activation_bytes: float | None = None
+    energy_j: float | None = None
     #: one-sided confidence with which the accuracy drop has to keep its bound
     confidence: float = 0.8
     #: latency of the original, measured once at the start of the search
     reference_s: float | None = None
+    #: where the original's energy came from; joules of another source are not compared. None: any will do
+    energy_source: str | None = None
 
     def violation(self, measurement: Measurement) -> float:
         """Returns the sum of relative excesses; 0.0 means feasible, infinity that a bounded number is missing."""
@@ -55,14 +61,23 @@ class Budget:
         return found
 
     def value_of(self, name: str, measurement: Measurement) -> float | None:
-        """Returns what is compared with the bound: normalised latency, the drop with its margin, bytes."""
+        """Returns what is compared with the bound: normalised latency, the drop with its margin, bytes, joules."""
         if name == "latency_s":
             return self.normalised_latency_s(measurement)
         if name == "accuracy_drop":
             drop = measurement.accuracy_drop
             return None if drop is None else pessimistic(drop, self.confidence)
+        if name == "energy_j":
+            return self.comparable_energy_j(measurement)
         value: float | None = getattr(measurement, name)
         return value
+
+    def comparable_energy_j(self, measurement: Measurement) -> float | None:
+        """Returns the joules; None where they are not known, or come from another source than the original's."""
+        energy = measurement.energy
+        if energy is None or self.energy_source not in (None, energy.source):
+            return None
+        return energy.joules
 
     def normalised_latency_s(self, measurement: Measurement) -> float | None:
         """Returns the latency in seconds as it would be in the minute in which the original was first timed."""

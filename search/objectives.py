@@ -6,7 +6,7 @@ from ..evaluators.measurement import Measurement
 from .budget import Budget
 
 #: what ``objective:`` of a spec may name; all are minimised, accuracy through its drop
-OBJECTIVES = ("latency", "accuracy", "size", "peak_memory")
+OBJECTIVES = ("latency", "accuracy", "size", "peak_memory", "peak_activation", "energy")
 
 #: the axes of the trade-off that every search shows
 TRADE_OFF = ("latency", "accuracy", "size")
@@ -23,13 +23,17 @@ def check_objective(objective: str) -> None:
 
 
 def objective_value(objective: str, measurement: Measurement, budget: Budget) -> float | None:
-    """Returns what is minimised: normalised seconds, drop of accuracy, bytes; None where it was not measured."""
+    """Returns what is minimised: normalised seconds, drop, bytes or joules; None where it was not measured."""
     if objective == "latency":
         return budget.normalised_latency_s(measurement)
     if objective == "size":
         return None if measurement.size_bytes is None else float(measurement.size_bytes)
     if objective == "peak_memory":
         return None if measurement.peak_memory_bytes is None else float(measurement.peak_memory_bytes)
+    if objective == "peak_activation":
+        return None if measurement.peak_activation_bytes is None else float(measurement.peak_activation_bytes)
+    if objective == "energy":
+        return budget.comparable_energy_j(measurement)
     if measurement.accuracy_drop is not None:
         return measurement.accuracy_drop.mean
     return None if measurement.accuracy is None else -measurement.accuracy.mean

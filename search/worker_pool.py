@@ -43,7 +43,7 @@ class Workbench(Protocol):
     """Compresses and scores; lives in a worker and keeps model, data and caches between jobs."""
 
     def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:
-        """Builds the policy's artifact and fills in everything but latency and peak memory.
+        """Builds the policy's artifact and fills in everything but latency, memory and energy.
 
         Raises:
             PolicyError: the policy cannot be built.
@@ -56,8 +56,8 @@ class Workbench(Protocol):
 class DeviceBench(Protocol):
     """Times artifacts; lives in the one process that has the device to itself."""
 
-    def measure(self, artifact: Artifact) -> tuple[Latency, int | None]:
-        """Returns the latency, timed in turns with the original, and the peak memory in bytes.
+    def measure(self, artifact: Artifact) -> Measurement:
+        """Returns the latency, timed in turns with the original, and what is wanted of memory and energy.
 
         Raises:
             MeasurementError: the numbers stayed unstable or the runtime refused the artifact.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from trimtab.evaluators.measurement import Estimate, Measurement
+from trimtab.hw_profiles.energy import Energy
 from trimtab.search.journal import Journal
 from trimtab.search.record import Record, Status
 from trimtab.spaces.policy import GraphTreatment, Policy
@@ -49,7 +50,10 @@ def test_schema_1_keeps_every_field_of_a_record(journal):
             GraphTreatment("gelu", "entropy", ("add", "pool"), "bfloat16"),
         ),
         status=Status.FAILED,
-        measurement=Measurement(accuracy=Estimate(0.5, 0.01, 100), size_bytes=123, energy_j=0.25),
+        # schema 1 held bare joules; where they came from was not written down
+        measurement=Measurement(
+            accuracy=Estimate(0.5, 0.01, 100), size_bytes=123, energy=Energy(0.25, 0.0, 1, "unknown")
+        ),
         cost_s=2.5,
         seed=13,
         origin="tpe",
