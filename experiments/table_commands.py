@@ -48,7 +48,7 @@ def export(
     setting: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, a further setting; may be repeated.")] = None,
 ) -> None:
     """Write all that is known of this device, shipped and measured, to one file."""
-    from .cli import _console, _named_errors
+    from .cli import _named_errors
 
     with _named_errors():
         from ..core.errors import TableError
@@ -64,13 +64,13 @@ def export(
                 "measure it with: trimtab profile"
             )
         _write_new(out, table)
-        _console().print(f"wrote {out}: {_describe_size(table)}", markup=False)
+        _say(f"wrote {out}: {_describe_size(table)}")
 
 
 @app.command("import")
 def import_table(file: _File) -> None:
     """Add a table to this user's own; one of another device, runtime or settings is refused."""
-    from .cli import _console, _named_errors
+    from .cli import _named_errors
 
     with _named_errors():
         from ..hw_profiles.shipped import user_table_path
@@ -82,9 +82,7 @@ def import_table(file: _File) -> None:
         table = read_table(file, expect=here)
         path = user_table_path(here, cache_folder())
         whole = update_table(path, lambda own: own.merge(table), identity=here)
-        _console().print(
-            f"added {_describe_size(table)}; {path} now has {_describe_size(whole)}", markup=False, soft_wrap=True
-        )
+        _say(f"added {_describe_size(table)}; {path} now has {_describe_size(whole)}")
 
 
 @app.command()
@@ -94,7 +92,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
 ) -> None:
     """Write what two tables of one device, runtime and settings hold to one file."""
-    from .cli import _console, _named_errors
+    from .cli import _named_errors
 
     with _named_errors():
         from ..hw_profiles.table_file import read_table
@@ -102,26 +100,31 @@ def merge(
         table = read_table(first)
         table.merge(read_table(second))
         _write_new(out, table)
-        _console().print(f"wrote {out}: {_describe_size(table)}", markup=False)
+        _say(f"wrote {out}: {_describe_size(table)}")
 
 
 @app.command()
 def repair(file: _File) -> None:
     """Write a damaged table anew from its intact lines; the damaged file is kept beside it."""
-    from .cli import _console, _named_errors
+    from .cli import _named_errors
 
     with _named_errors():
         from ..hw_profiles.table_file import repair_table
 
         salvage, aside = repair_table(file)
-        console = _console()
         if aside is None:
-            console.print(f"{file} is sound: {_describe_size(salvage.table)}", markup=False)
+            _say(f"{file} is sound: {_describe_size(salvage.table)}")
             return
-        console.print(f"wrote {file} anew: {_describe_size(salvage.table)}", markup=False)
+        _say(f"wrote {file} anew: {_describe_size(salvage.table)}")
         for loss in salvage.losses:
-            console.print(f"  {loss}", markup=False, soft_wrap=True)
-        console.print(f"the damaged file is kept as {aside}", markup=False, soft_wrap=True)
+            _say(f"  {loss}")
+        _say(f"the damaged file is kept as {aside}")
+
+
+def _say(text: str) -> None:
+    from .cli import _console
+
+    _console().print(text, markup=False, soft_wrap=True)
 
 
 def _identify(runtime: str, settings: Mapping[str, "Scalar"]) -> "TableIdentity":
@@ -132,7 +135,7 @@ def _identify(runtime: str, settings: Mapping[str, "Scalar"]) -> "TableIdentity"
     from ..hw_profiles.target import Target
 
     device, threads = settings.get("device", "cpu"), settings.get("threads", 1)
-    if not isinstance(device, str) or not isinstance(threads, int):
+    if not isinstance(device, str) or not isinstance(threads, int) or isinstance(threads, bool):
         raise TableError(f"settings must have a device's name and a number of threads, got {dict(settings)!r:.120}")
     profile = build_device(Target(runtime, device, threads)).identify()
     return TableIdentity.of(profile, {**settings, "device": device, "threads": threads})
@@ -172,38 +175,36 @@ def _list_all() -> None:
     from ..hw_profiles.shipped import list_tables
     from ..hw_profiles.table_file import read_table
     from .cache import cache_folder
-    from .cli import _console
 
-    console, paths = _console(), list_tables(cache_folder())
+    paths = list_tables(cache_folder())
     if not paths:
-        console.print("no kernel table yet; measure this device with: trimtab profile")
+        _say("no kernel table yet; measure this device with: trimtab profile")
     for path in paths:
-        console.print(str(path), markup=False, soft_wrap=True)
+        _say(str(path))
         try:
             table = read_table(path)
         except TableError as error:
-            console.print(f"  {error}", markup=False, soft_wrap=True)
+            _say(f"  {error}")
             continue
-        console.print(f"  {_describe_identity(table.identity)}", markup=False, soft_wrap=True)
-        console.print(f"  {_describe_size(table)}", markup=False)
+        _say(f"  {_describe_identity(table.identity)}")
+        _say(f"  {_describe_size(table)}")
 
 
 def _print_summary(path: Path, table: "KernelTable") -> None:
     from .cli import _console
 
-    console = _console()
     # a profile or a search numbers its measurements
     sources = Counter(re.sub(r"( trial)? #?\d+$", "", source) for source in table.sources)
-    console.print(f"{path}: {_describe_size(table)}", markup=False, soft_wrap=True)
-    console.print(_describe_identity(table.identity), markup=False, soft_wrap=True)
-    console.print(f"instruction sets: {', '.join(table.identity.features) or 'none known'}", markup=False)
-    console.print(_tabulate_kernels(table))
+    _say(f"{path}: {_describe_size(table)}")
+    _say(_describe_identity(table.identity))
+    _say(f"instruction sets: {', '.join(table.identity.features) or 'none known'}")
+    _console().print(_tabulate_kernels(table))
     for model, n_graphs in sorted(Counter(graph.model for graph in table.graphs).items()):
-        console.print(f"{n_graphs} whole graphs of {model}", markup=False)
+        _say(f"{n_graphs} whole graphs of {model}")
     for source, n_measurements in sorted(sources.items())[:_MAX_SOURCES]:
-        console.print(f"{n_measurements} measurements from {source}", markup=False)
+        _say(f"{n_measurements} measurements from {source}")
     if len(sources) > _MAX_SOURCES:
-        console.print(f"and {len(sources) - _MAX_SOURCES} more sources")
+        _say(f"and {len(sources) - _MAX_SOURCES} more sources")
 
 
 def _tabulate_kernels(table: "KernelTable") -> Any:

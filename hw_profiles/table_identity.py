@@ -1,5 +1,6 @@
 """What a kernel table belongs to: one device under one runtime with its settings."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -28,6 +29,8 @@ class TableIdentity:
     settings: Mapping[str, Scalar]
 
     def __post_init__(self) -> None:
+        if any(isinstance(value, float) and not math.isfinite(value) for value in self.settings.values()):
+            raise TableError(f"settings must be finite, got {dict(self.settings)!r:.120}")
         object.__setattr__(self, "features", tuple(sorted(self.features)))
         object.__setattr__(self, "settings", {name: self.settings[name] for name in sorted(self.settings)})
 

@@ -8,8 +8,8 @@ from .table_identity import TableIdentity
 
 def synthetic_identity(runtime_version: str = "1.31.1") -> TableIdentity:
     """Returns the identity of a device that does not exist."""
-    settings = {"device": "cpu", "threads": 1}
-    return TableIdentity("Imaginary CPU", ("avx2", "avx512f"), "onnxruntime", runtime_version, settings)
+    features = ("avx2", "avx512f")
+    return TableIdentity("Imaginary CPU", features, "onnxruntime", runtime_version, {"device": "cpu", "threads": 1})
 
 
 def synthetic_kernel(n_channels: int, op: str = "QLinearConv") -> Kernel:
