@@ -1,0 +1,1 @@
+"""Building a device's profile for a model: what is measured, and how well it predicts."""

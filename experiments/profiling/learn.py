@@ -1,0 +1,120 @@
+"""What a profile of a model is made of: designed policies measured into a kernel table, mixed ones to test it."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...core.errors import MeasurementError, PolicyError
+from ...hw_profiles.kernel import Kernel
+from ...hw_profiles.kernel_table import GraphObservation, KernelTable
+from ...hw_profiles.price_list import build_pricer
+from ...spaces.policy import Policy
+from .collect import Collector, PolicyRun
+from .design import draw_mixed, list_candidates
+
+_log = logging.getLogger(__name__)
+
+#: policies that are measured before any choice, so that the choice knows what kernels cost
+_N_FIRST = 4
+
+
+@dataclass(frozen=True, slots=True)
+class LearningPlan:
+    """How much to measure."""
+
+    #: measured whole and kernel by kernel; what the table is made of
+    n_designed: int = 24
+    #: measured whole, never fitted on
+    n_test: int = 16
+    #: mixed policies among those that the designed ones are chosen from
+    n_mixed: int = 48
+    #: seconds for lowering candidates; when they are over, the choice is among those lowered so far
+    max_lowering_s: float = 45.0
+    seed: int = 0
+
+
+def _stay_silent(done: int, of: int) -> None:
+    """Reports nothing."""
+
+
+@dataclass
+class Learner:
+    """Measures one model on one device."""
+
+    collector: Collector
+    #: pairs of positions of groups that share kernels
+    edges: Sequence[tuple[int, int]]
+    #: names the model in tables
+    model: str
+    plan: LearningPlan = LearningPlan()
+    #: told after every measured policy: (done, of how many)
+    report: Callable[[int, int], None] = _stay_silent
+
+    def measure_designed(self, table: KernelTable) -> list[PolicyRun]:
+        """Measures the designed policies; each goes into a copy of the table at once, so that the next are chosen well.
+
+        Args:
+            table: what is known already; it is not changed.
+        """
+        rng = np.random.default_rng(self.plan.seed)
+        candidates = self._lower(list_candidates(self.collector.space, self.edges, self.plan.n_mixed, rng))
+        policies, graphs = [policy for policy, _ in candidates], [counts for _, counts in candidates]
+        known = KernelTable(table.identity)
+        known.merge(table)
+        runs: list[PolicyRun] = []
+        pending = list(range(min(_N_FIRST, len(policies))))
+        while pending and len(runs) < self.plan.n_designed:
+            run = self._measure(policies[pending.pop(0)], with_kernels=True)
+            if run is not None:
+                runs.append(run)
+                add_run(known, run, model=self.model, source="design")
+                self.report(len(runs), self.plan.n_designed)
+            if not pending:
+                left = self.plan.n_designed - len(runs)
+                done = {run.policy for run in runs}
+                order = build_pricer(known, model=self.model).choose(graphs, len(graphs), model=self.model)
+                pending = [i for i in order if policies[i] not in done][: max(1, left // 3)] if left else []
+        return runs
+
+    def measure_test(self) -> list[PolicyRun]:
+        """Measures mixed policies as wholes; another seed than that of the designed ones."""
+        rng = np.random.default_rng([self.plan.seed, 1])
+        runs: list[PolicyRun] = []
+        for _ in range(4 * self.plan.n_test):
+            if len(runs) == self.plan.n_test:
+                break
+            run = self._measure(draw_mixed(self.collector.space, rng), with_kernels=False)
+            if run is not None and run.policy not in {other.policy for other in runs}:
+                runs.append(run)
+                self.report(len(runs), self.plan.n_test)
+        return runs
+
+    def _lower(self, policies: Sequence[Policy]) -> list[tuple[Policy, dict[Kernel, int]]]:
+        lowered = []
+        deadline_s = time.monotonic() + self.plan.max_lowering_s
+        # uniform policies stand first, so a strided order would lose them: they are kept, the rest is cut
+        for policy in policies:
+            if time.monotonic() > deadline_s and len(lowered) > 2 * self.plan.n_designed:
+                break
+            try:
+                lowered.append((policy, self.collector.lower(policy).counts))
+            except (PolicyError, MeasurementError) as error:
+                _log.info("a designed policy was left out: %s", error)
+        return lowered
+
+    def _measure(self, policy: Policy, *, with_kernels: bool) -> PolicyRun | None:
+        try:
+            return self.collector.measure_kernels(policy) if with_kernels else self.collector.measure(policy)
+        except (PolicyError, MeasurementError) as error:
+            _log.warning("a policy could not be measured and is left out: %s", error)
+            return None
+
+
+def add_run(table: KernelTable, run: PolicyRun, *, model: str, source: str) -> None:
+    """Adds what a run says of its kernels and of its whole to a table."""
+    table.add(run.timings, source)
+    observation = GraphObservation.of(run.counts, run.latency, model=model, source=source)
+    table.add_graph(observation, run.counts)
