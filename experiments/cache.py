@@ -1,7 +1,6 @@
 """Arrays that are dear to make and kept between runs: trained weights, tokenised text."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,14 +10,10 @@ import numpy as np
 from filelock import FileLock
 from safetensors.numpy import load_file, save
 
+from ..core.cache import cache_folder as cache_folder  # what uses this cache finds its folder here too
 from ..core.files import short_digest, write_bytes
 
 _log = logging.getLogger(__name__)
-
-
-def cache_folder() -> Path:
-    """Returns ``TRIMTAB_CACHE`` where it is set, else ``~/.cache/trimtab``; it need not exist."""
-    return Path(os.environ.get("TRIMTAB_CACHE") or Path.home() / ".cache" / "trimtab").expanduser()
 
 
 def cached_arrays(
