@@ -37,10 +37,13 @@ lint: $(READY) ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# tensorrt-stubs asks for TensorRT itself (2 GB), and names parameters "in", which Python does not allow
 types: $(READY) ## mypy, strict, on an installed copy
 	rm -rf build
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --target build/types .
 	rm -rf build/lib build/bdist.*
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --target build/types tensorrt-stubs
+	sed -i -e 's/\bin: list\[/in_: list[/' -e 's/, channel_axis: int)/, channel_axis: int = ...)/' build/types/tensorrt_bindings/*.pyi
 	MYPYPATH=build/types $(BIN)/mypy -p trimtab
 
 bench: bench-overhead ## every benchmark, one after the other
