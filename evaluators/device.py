@@ -74,8 +74,11 @@ DEVICES: Registry[Device] = Registry(
     "runtime",
     "trimtab.runtimes",
     {
-        "onnxruntime": "trimtab.evaluators.onnxruntime_device:OnnxRuntimeDevice",
+        "onnxruntime": "trimtab.evaluators.provider_device:onnxruntime_device",
         "openvino": "trimtab.evaluators.openvino_device:OpenVinoDevice",
+        "tensorrt": "trimtab.evaluators.tensorrt_device:TensorRtDevice",
+        "torch": "trimtab.evaluators.torch_device:TorchDevice",
+        "torch_compile": "trimtab.evaluators.torch_device:compiled_device",
     },
 )
 
