@@ -70,7 +70,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_recipe_and_table(installed: Path) -> None:
     folders = [path.parent for path in ROOT.glob("*/__init__.py")]
-    modules = [path for folder in folders for pattern in ("*.py", "*.yaml", "*.json", "*.jsonl") for path in folder.rglob(pattern)]
+    modules = [
+        path
+        for folder in folders
+        for pattern in ("*.py", "*.yaml", "*.json", "*.jsonl")
+        for path in folder.rglob(pattern)
+    ]
     expected = {str(path.relative_to(ROOT)) for path in modules} | {"__init__.py", "__main__.py", "py.typed"}
     found = {str(path.relative_to(installed / "trimtab")) for path in (installed / "trimtab").rglob("*")}
     assert sorted(expected - found) == []
