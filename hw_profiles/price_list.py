@@ -8,7 +8,7 @@ import numpy as np
 from .kernel import Kernel
 from .kernel_table import IQR_PER_SD, KernelTable
 from .predictors import KernelPredictor
-from .pricing import GraphPricer, KernelPrice, MeasuredGraph
+from .pricing import NOISE, GraphPricer, KernelPrice, MeasuredGraph
 
 #: what a kernel is taken to cost when there is neither an entry nor anything to predict from: a guess, and marked so
 _GUESS = KernelPrice(5e-6, 1.0, "model")
@@ -47,13 +47,16 @@ class PriceList:
         return [KernelPrice(float(s), float(e), "model") for s, e in zip(seconds, errors, strict=True)]
 
 
-def build_pricer(table: KernelTable, *, model: str = "", predictor: KernelPredictor | None = None) -> GraphPricer:
+def build_pricer(
+    table: KernelTable, *, model: str = "", predictor: KernelPredictor | None = None, noise: float = NOISE
+) -> GraphPricer:
     """Makes a pricer from all that a table holds.
 
     Args:
         table: kernels and whole graphs of one device.
         model: whose graphs are all used; of the others a fixed number is.
         predictor: fitted, for kernels outside the table.
+        noise: see `GraphPricer.noise`.
     """
     own = [graph for graph in table.graphs if graph.model == model]
     others = [graph for graph in table.graphs if graph.model != model]
@@ -63,7 +66,7 @@ def build_pricer(table: KernelTable, *, model: str = "", predictor: KernelPredic
         counts = {kernel: n for name, n in graph.counts if (kernel := table.kernel(name)) is not None}
         if len(counts) == len(graph.counts):
             measured.append(MeasuredGraph(counts, graph.latency_s, graph.model))
-    return GraphPricer(PriceList(table, predictor), measured)
+    return GraphPricer(PriceList(table, predictor), measured, noise)
 
 
 def fit_predictor(table: KernelTable, predictor: KernelPredictor) -> KernelPredictor | None:

@@ -24,8 +24,8 @@ _DEVICE, _CLASS, _MODEL, _MODEL_CLASS = 0.2, 0.1, 0.04, 0.04
 _KERNEL = 0.05
 #: seconds per kernel and per inference that no kernel's time contains
 _OVERHEAD_S, _CALL_S = 1e-6, 20e-6
-#: noise of one measured graph, as a share of it
-_NOISE = 0.015
+#: noise of one measured graph on a quiet machine, as a share of it
+NOISE = 0.015
 
 #: graphs from which leave-one-out says anything about error bars, and how far it may narrow or widen them
 _FEWEST_TO_CALIBRATE, _SCALES = 5, (0.5, 4.0)
@@ -84,6 +84,8 @@ class GraphPricer:
 
     source: LatencySource
     measured: Sequence[MeasuredGraph] = ()
+    #: standard deviation of one measured graph, as a share of it
+    noise: float = NOISE
     _prices: dict[Kernel, KernelPrice] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -105,7 +107,7 @@ class GraphPricer:
         shared = self._design @ self._vector(row)  # (n graphs,) covariance with each measured graph
         seconds = row.seconds + float(shared @ self._weights)
         variance = sum(value**2 for value in row.terms.values()) - float(shared @ self._inverse @ shared)
-        error_s = self._scale * float(np.sqrt(max(variance, 0.0) + (_NOISE * seconds) ** 2))
+        error_s = self._scale * float(np.sqrt(max(variance, 0.0) + (self.noise * seconds) ** 2))
         # an extrapolation must not end below what the kernels alone can hardly beat
         return GraphPrice(max(seconds, 0.5 * row.seconds), error_s, row.unseen_s / max(row.seconds, 1e-12))
 
@@ -136,7 +138,7 @@ class GraphPricer:
         seen = np.zeros((len(self._design), len(terms)))
         seen[:, : self._design.shape[1]] = self._design
         seen /= np.array([graph.latency_s for graph in self.measured]).reshape(-1, 1)
-        return _choose_rows(design, seen, min(n_chosen, len(rows)))
+        return _choose_rows(design, seen, noise=self.noise)[:n_chosen]
 
     def _learn(self, kernels: "Mapping[Kernel, int] | set[Kernel]") -> None:
         new = [kernel for kernel in kernels if kernel not in self._prices]
@@ -175,7 +177,7 @@ class GraphPricer:
         self._design = np.array([self._vector(row) for row in rows]).reshape(len(rows), len(self._terms))
         seen_s = np.array([graph.latency_s for graph in self.measured])
         gap_s = seen_s - np.array([row.seconds for row in rows])
-        covariance = self._design @ self._design.T + np.diag((_NOISE * seen_s) ** 2)
+        covariance = self._design @ self._design.T + np.diag((self.noise * seen_s) ** 2)
         self._inverse = np.linalg.inv(covariance) if len(rows) else np.zeros((0, 0))
         self._weights = self._inverse @ gap_s
         self._scale = 1.0
@@ -196,23 +198,23 @@ class _Row:
         self.terms[term] = self.terms.get(term, 0.0) + value
 
 
-def _choose_rows(design: np.ndarray, seen: np.ndarray, n_chosen: int) -> list[int]:
-    """Returns positions of (n candidates, n terms) rows by greedy information gain; all rows are in relative units."""
+def _choose_rows(design: np.ndarray, seen: np.ndarray, *, noise: float) -> list[int]:
+    """Returns all positions of (n candidates, n terms) rows by greedy information gain; all rows are in relative units."""
     rows = np.concatenate([seen, design])
     covariance = rows @ rows.T
     for position in range(len(seen)):
-        covariance = _condition(covariance, position)
+        covariance = _condition(covariance, position, noise)
     chosen: list[int] = []
-    for _ in range(n_chosen):
+    for _ in range(len(design)):
         variances = np.diag(covariance)[len(seen) :].copy()
         variances[chosen] = -1.0
         chosen.append(int(np.argmax(variances)))
-        covariance = _condition(covariance, len(seen) + chosen[-1])
+        covariance = _condition(covariance, len(seen) + chosen[-1], noise)
     return chosen
 
 
-def _condition(covariance: np.ndarray, position: int) -> np.ndarray:
+def _condition(covariance: np.ndarray, position: int, noise: float) -> np.ndarray:
     """Returns the covariance of all rows once the one at ``position`` is measured."""
     column = covariance[:, position]
-    after: np.ndarray = covariance - np.outer(column, column) / (column[position] + _NOISE**2)
+    after: np.ndarray = covariance - np.outer(column, column) / (column[position] + noise**2)
     return after

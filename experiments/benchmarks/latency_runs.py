@@ -16,14 +16,14 @@ from ...hw_profiles.target import Target
 from ...spaces.layer import Layer
 from ..architectures import catalogue
 from ..preparation import prepare
-from ..profiling.collect import Collector, PolicyRun, normalise
+from ..profiling.collect import Collector, PolicyRun
 from ..profiling.learn import Learner, LearningPlan
 from ..spec_file import load_spec
 
 
 @dataclass(frozen=True)
 class ModelRuns:
-    """What was measured of one network under one runtime; normalised to one speed of the machine."""
+    """What was measured of one network under one runtime."""
 
     model: str
     layers: tuple[Layer, ...]
@@ -105,8 +105,5 @@ def _measure(model: str, runtime: str, plan: LearningPlan) -> ModelRuns:
     designed = learner.measure_designed(KernelTable(TableIdentity.of(device.identify())))
     tested = learner.measure_test()
     sys.stderr.write("\n")
-    runs = normalise([*designed, *tested])
     groups = {group.name: group.layers for group in preparation.space.groups}
-    return ModelRuns(
-        model, preparation.model.layers, groups, tuple(runs[: len(designed)]), tuple(runs[len(designed) :])
-    )
+    return ModelRuns(model, preparation.model.layers, groups, tuple(designed), tuple(tested))

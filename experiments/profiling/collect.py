@@ -28,11 +28,11 @@ class PolicyRun:
     """One policy measured."""
 
     policy: Policy
-    #: whole, timed in turns with the original
+    #: whole, timed in turns with the original, at the speed that the machine had at first
     latency: Latency
     #: kernel → how often it runs
     counts: Mapping[Kernel, int]
-    #: per executed kernel, in order, as if the machine had been as fast as when `latency` was taken; may be empty
+    #: per executed kernel, in order, at the same speed; may be empty
     timings: tuple[KernelTiming, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +57,11 @@ class PolicyRun:
 
 @dataclass
 class Collector:
-    """Measures policies of one model on one device."""
+    """Measures policies of one model on one device.
+
+    All times are those of a machine as fast as it was at the first measurement: the original, timed in turns, tells
+    how fast it is now.
+    """
 
     device: KernelDevice
     pipeline: Pipeline
@@ -65,6 +69,8 @@ class Collector:
     #: input name → (batch, …) array
     batch: Mapping[str, np.ndarray]
     timing: TimingSettings = DEFAULT_TIMING
+    #: what the original took when it was first timed; None before that
+    _usual_s: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, KernelDevice):
@@ -95,37 +101,31 @@ class Collector:
         """
         artifact = self.build(policy)
         latency = measure_latency(self.device.load(artifact), self.original, self.batch, self.timing)
-        return PolicyRun(policy, latency, self.device.lower(artifact).counts)
+        now_s = latency.reference_s or latency.median_s
+        self._usual_s = self._usual_s or now_s
+        return PolicyRun(policy, scale_latency(latency, self._usual_s / now_s), self.device.lower(artifact).counts)
 
     def measure_kernels(self, policy: Policy) -> PolicyRun:
         """Measures a policy as a whole, and then its kernels in turns with the original; see `measure`."""
         run = self.measure(policy)
         between = _TimedRun(self.original, self.batch)
         timings = self.device.time_kernels(self.build(policy), self.batch, runs=_KERNEL_RUNS, between=between)
-        speed = (run.latency.reference_s or between.median_s) / between.median_s
-        return replace(run, timings=tuple(scale_timing(timing, speed) for timing in timings))
+        factor = (self._usual_s or between.median_s) / between.median_s
+        return replace(run, timings=tuple(scale_timing(timing, factor) for timing in timings))
 
 
-def normalise(runs: Sequence[PolicyRun]) -> list[PolicyRun]:
-    """Returns runs as if the machine had always been as fast as in the median run, by the original's latency."""
-    references = [run.latency.reference_s or run.latency.median_s for run in runs]
-    usual = float(np.median(references))
-    return [_scale(run, usual / reference) for run, reference in zip(runs, references, strict=True)]
-
-
-def _scale(run: PolicyRun, factor: float) -> PolicyRun:
-    old = run.latency
-    latency = replace(
-        old,
-        median_s=old.median_s * factor,
-        iqr_s=old.iqr_s * factor,
-        reference_s=None if old.reference_s is None else old.reference_s * factor,
+def scale_latency(latency: Latency, factor: float) -> Latency:
+    """Returns the latency on a machine that takes ``factor`` times as long."""
+    return replace(
+        latency,
+        median_s=latency.median_s * factor,
+        iqr_s=latency.iqr_s * factor,
+        reference_s=None if latency.reference_s is None else latency.reference_s * factor,
     )
-    return replace(run, latency=latency, timings=tuple(scale_timing(timing, factor) for timing in run.timings))
 
 
 def scale_timing(timing: KernelTiming, factor: float) -> KernelTiming:
-    """Returns the timing of a machine that takes ``factor`` times as long."""
+    """Returns the timing on a machine that takes ``factor`` times as long."""
     return replace(timing, median_s=timing.median_s * factor, iqr_s=timing.iqr_s * factor)
 
 
