@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..spaces.treatment import Treatment
 from .calibration import Range
-from .graph import input_of, weight_of
+from .graph import array_of, input_of, weight_of
 
 #: op families of a policy's ``quantized_ops``
 OP_FAMILIES: dict[str, frozenset[str]] = {
@@ -28,6 +28,23 @@ def fused_output(node: ir.Node) -> ir.Value:
     if len(users) == 1 and users[0].op_type in _FUSED_ACTIVATIONS and not output.is_graph_output():
         return users[0].outputs[0]
     return output
+
+
+def find_bias(node: ir.Node) -> tuple[ir.Node, int] | None:
+    """Returns the node that adds a layer's bias inside its integer kernel, and the input that holds the bias.
+
+    ONNX Runtime makes one Gemm of a linear layer's MatMul and Add *before* it looks for integers. With a bias in float
+    that Gemm stays float, and its weight is unpacked in every run.
+    """
+    if node.op_type == "Conv":
+        return (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    uses = list(node.outputs[0].uses())
+    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
+        return None
+    add, n_outputs = uses[0].node, array_of(input_of(node, 1)).shape[1]
+    position = 1 - uses[0].idx
+    bias = input_of(add, position).const_value
+    return (add, position) if bias is not None and tuple(bias.shape) in ((n_outputs,), (1, n_outputs)) else None
 
 
 def watched_values(graph: ir.Graph) -> list[str]:

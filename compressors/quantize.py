@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ..core.errors import PolicyError
 from ..hw_profiles.target import Capabilities
 from ..spaces.treatment import Treatment
-from .activations import ActivationScale, activation_scale, extra_nodes, fused_output
+from .activations import ActivationScale, activation_scale, extra_nodes, find_bias, fused_output
 from .calibration import Range
 from .graph import add_initializer, drop_unused_initializers, input_of, kind_of, take_over, weight_of
 from .weights import BlockWeight, QuantizedWeight, quantize_blocks, quantize_weight
@@ -57,7 +57,7 @@ class QuantizationPlan:
     ranges: Mapping[str, Range]
     scheme: Capabilities
     bank: WeightBank
-    #: the linear layers whose output is (batch, outputs), no longer sequence
+    #: the linear layers whose output is (batch, outputs)
     row_layers: frozenset[str] = frozenset()
 
 
@@ -79,10 +79,10 @@ def quantize_graph(graph: ir.Graph, plan: QuantizationPlan) -> None:
         _check_kind(str(weight.name).removesuffix(".weight"), kind_of(node), treatment)
     extras = extra_nodes(graph, plan.quantized_ops, static)
     writer = _Writer(graph, plan)
-    points = [(node, fused_output(node)) for node, _, t in treated if t.is_static]
+    points = [(node, _output_to_quantize(node, weight, plan)) for node, weight, t in treated if t.is_static]
     for node, output in points:
         writer.quantize_input(node, 0)
-        if node.op_type == "Conv" and plan.scheme.quantize_conv_outputs:
+        if output is not None:
             writer.quantize_output(output)
     for node in extras:
         output = fused_output(node)
@@ -93,6 +93,24 @@ def quantize_graph(graph: ir.Graph, plan: QuantizationPlan) -> None:
     for node, weight, treatment in treated:
         writer.write_weight(node, weight, treatment)
     drop_unused_initializers(graph)
+
+
+def _output_to_quantize(node: ir.Node, weight: ir.Value, plan: QuantizationPlan) -> ir.Value | None:
+    """Returns the value that has to be quantised as well, or else the static layer's kernel stays float.
+
+    Of the linear layers these are the ones whose kernel has nothing but a Relu or Clip behind it: ONNX Runtime then
+    looks for integers behind that, and finds none.
+    """
+    if not plan.scheme.quantize_conv_outputs:
+        return None
+    if node.op_type == "Conv":
+        return fused_output(node)
+    place, is_row = find_bias(node), str(weight.name).removesuffix(".weight") in plan.row_layers
+    if place is not None and not is_row:
+        return None
+    last = node if place is None else place[0]
+    output = fused_output(last)
+    return output if output is not last.outputs[0] and str(output.name) in plan.ranges else None
 
 
 def _check_kind(name: str, kind: str, treatment: Treatment) -> None:
@@ -209,7 +227,7 @@ class _Writer:
         if axis is not None:
             rows = ir.node("Gather", [scale, node.inputs[1]], name=f"{node.name}_scale")
             scale = rows.outputs[0]
-            scale.name = f"{node.outputs[0].name}_scale"
+            scale.name = f"{node.outputs[0].name}_row_scale"  # the plain name is that of its activation scale
             self.graph.insert_before(node, rows)
         node.replace_input_with(0, codes)
         node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
@@ -226,8 +244,7 @@ class _Writer:
         axis = None if treatment.granularity == "tensor" else (1 if node.op_type == "MatMul" else 0)
         stored = banked = self.plan.bank.per_channel(self._name(weight), _array(weight), axis)
         input_scale = self._scales.get(input_of(node, 0)) if treatment.is_static else None
-        takes_integers = node.op_type == "Conv" or self._name(weight) in self.plan.row_layers
-        place = _find_bias(node) if takes_integers and self.plan.scheme.quantize_conv_outputs else None
+        place = find_bias(node) if self.plan.scheme.quantize_conv_outputs else None
         if place is not None and input_scale is not None:
             stored = self._write_bias(place, stored, _array(weight), float(input_scale.scale))
         # codes that were made for the bias of this node are no other node's
@@ -264,11 +281,9 @@ class _Writer:
         prefix = f"{input_of(node, position).name}_{node.name}"
         codes_value = add_initializer(self.graph, f"{prefix}_int32", codes)
         scale_value = add_initializer(self.graph, f"{prefix}_scale", scale)
-        zero = add_initializer(self.graph, f"{prefix}_zero_point", np.zeros(scale.shape, np.int32))
         attributes = {"axis": 0} if scale.ndim else {}
-        dequantize = ir.node(
-            "DequantizeLinear", [codes_value, scale_value, zero], attributes, name=f"{prefix}_dequantize"
-        )
+        # without a zero point, which is 0 for int32 by definition
+        dequantize = ir.node("DequantizeLinear", [codes_value, scale_value], attributes, name=f"{prefix}_dequantize")
         dequantize.outputs[0].name = f"{prefix}_dequantized"
         self.graph.insert_before(node, dequantize)
         node.replace_input_with(position, dequantize.outputs[0])
@@ -338,23 +353,6 @@ class _Writer:
             new.name = f"{node.name}_stored_{n}"
             new.outputs[0].name = f"{name}_stored_{n}"
         final.name, final.type, final.shape = name, ir.TensorType(ir.DataType.FLOAT), output.shape
-
-
-def _find_bias(node: ir.Node) -> tuple[ir.Node, int] | None:
-    """Returns the node that adds a layer's bias inside its integer kernel, and the input that holds the bias.
-
-    Of the linear layers these are the ones over rows, (batch, inputs): ONNX Runtime makes one Gemm of MatMul and Add
-    *before* it looks for integers. With a bias in float that Gemm stays float, and its weight is unpacked in every run.
-    """
-    if node.op_type == "Conv":
-        return (node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    uses = list(node.outputs[0].uses())
-    if len(uses) != 1 or uses[0].node.op_type != "Add" or node.outputs[0].is_graph_output():
-        return None
-    add, n_outputs = uses[0].node, _array(node.inputs[1]).shape[1]
-    position = 1 - uses[0].idx
-    bias = input_of(add, position).const_value
-    return (add, position) if bias is not None and tuple(bias.shape) in ((n_outputs,), (1, n_outputs)) else None
 
 
 def _array(value: ir.Value | None) -> np.ndarray:
