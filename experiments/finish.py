@@ -137,9 +137,7 @@ def _equals_uniform(winner: Record | None, uniform: Record | None, finals: dict[
     a, b = finals[winner.id].latency, finals[uniform.id].latency
     if a is None or b is None:
         return False
-    # the standard error of a median is about 0.93 interquartile ranges over √n (normal approximation)
-    margin_s = 2 * 0.93 * ((a.iqr_s**2 / a.runs) + (b.iqr_s**2 / b.runs)) ** 0.5
-    return bool(abs(a.median_s - b.median_s) <= margin_s)
+    return bool(abs(a.median_s - b.median_s) <= 2 * (a.error_s**2 + b.error_s**2) ** 0.5)
 
 
 def _build(preparation: Preparation, policy: Policy) -> Artifact:

@@ -240,6 +240,7 @@ def resolve_budget(spec: Spec, original: Measurement) -> Budget:
         peak_activation_bytes=_resolve(bounds.peak_activation_mb, parse_size, original.peak_activation_bytes),
         energy_j=_resolve(bounds.energy_mj, parse_energy, original.energy_j),
         confidence=bounds.confidence,
+        latency_confidence=bounds.latency_confidence,
         reference_s=reference_s,
         energy_source=None if original.energy is None else original.energy.source,
     )

@@ -39,6 +39,8 @@ class Budget:
     energy_j: float | None = None
     #: one-sided confidence with which the accuracy drop has to keep its bound
     confidence: float = 0.8
+    #: one-sided confidence with which the latency has to keep its bound; 0.5 compares the median itself
+    latency_confidence: float = 0.5
     #: latency of the original, measured once at the start of the search
     reference_s: float | None = None
     #: where the original's energy came from; joules of another source are not compared. None: any will do
@@ -61,9 +63,9 @@ class Budget:
         return found
 
     def value_of(self, name: str, measurement: Measurement) -> float | None:
-        """Returns what is compared with the bound: normalised latency, the drop with its margin, bytes, joules."""
+        """Returns what is compared with the bound: latency and drop with their margins, bytes, joules."""
         if name == "latency_s":
-            return self.normalised_latency_s(measurement)
+            return self.pessimistic_latency_s(measurement)
         if name == "accuracy_drop":
             drop = measurement.accuracy_drop
             return None if drop is None else pessimistic(drop, self.confidence)
@@ -78,6 +80,14 @@ class Budget:
         if energy is None or self.energy_source not in (None, energy.source):
             return None
         return energy.joules
+
+    def pessimistic_latency_s(self, measurement: Measurement) -> float | None:
+        """Returns the upper end of the normal interval of the normalised latency: what is compared with the bound."""
+        value, latency = self.normalised_latency_s(measurement), measurement.latency
+        if value is None or latency is None:
+            return value
+        margin = NormalDist().inv_cdf(self.latency_confidence) * latency.error_s / latency.median_s
+        return value * (1.0 + margin)
 
     def normalised_latency_s(self, measurement: Measurement) -> float | None:
         """Returns the latency in seconds as it would be in the minute in which the original was first timed."""

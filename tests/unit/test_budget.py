@@ -44,3 +44,18 @@ def test_latency_without_reference_is_taken_as_it_is():
 
 def test_excesses_name_only_the_bounds_that_are_set():
     assert Budget(size_bytes=100).excesses(Measurement(size_bytes=200)) == [("size_bytes", 1.0)]
+
+
+def test_latency_can_be_asked_to_keep_its_bound_with_95_percent_confidence():
+    # the standard error of a normal median: 1.2533 σ / √n with σ = IQR / 1.349; 1.6449 is the 95 % quantile
+    latency = Latency(0.010, 0.001349, 100)
+    upper_s = 0.010 + 1.6449 * 1.2533 * 0.001 / 10
+    assert Budget(latency_s=upper_s + 1e-6, latency_confidence=0.95).violation(Measurement(latency=latency)) == 0.0
+    assert Budget(latency_s=upper_s - 1e-6, latency_confidence=0.95).violation(Measurement(latency=latency)) > 0.0
+    assert Budget(latency_s=0.010).violation(Measurement(latency=latency)) == 0.0
+
+
+def test_a_price_states_its_own_error():
+    priced = Latency(0.010, 0.0, 0, source="table", standard_error_s=0.002)
+    budget = Budget(latency_s=0.012, latency_confidence=0.95)
+    assert budget.violation(Measurement(latency=priced)) == pytest.approx((0.010 + 1.6449 * 0.002) / 0.012 - 1, abs=1e-4)
