@@ -16,9 +16,10 @@ from ..hw_profiles.energy_table import EnergyTable
 from ..hw_profiles.kernel import LoweredGraph
 from ..hw_profiles.liveness import measure_liveness
 from .device import Device, Executable
-from .latency import SelfTiming
+from .latency import SelfTiming, TimingSettings
 from .measurement import Measurement
 from .memory import measure_peak_memory
+from .timing_lock import hold_timing_lock
 
 _log = logging.getLogger(__name__)
 
@@ -136,7 +137,8 @@ class ResourceMeter:
 
     def _count(self, counter: EnergyCounter, work: Callable[[], object]) -> Energy | None:
         try:
-            energy = measure_energy(counter, work, EnergySettings())
+            with hold_timing_lock(TimingSettings().lock_timeout_s):
+                energy = measure_energy(counter, work, EnergySettings())
         except MeasurementError as error:
             if self._is_settled:
                 raise

@@ -51,6 +51,13 @@ def test_what_does_not_multiply_adds(table):
     assert table.estimate(graph_of(kernel)).joules == pytest.approx((100 * 0.9 + 800 * 1.25) * 1e-12)
 
 
+def test_weights_that_are_unpacked_in_every_run_are_moved_twice(table):
+    codes, scale = Tensor("int8", (100,), is_constant=True), Tensor("float32", (), is_constant=True)
+    kernel = Kernel("DequantizeLinear", (codes, scale), (Tensor("float32", (100,)),))
+    graph = LoweredGraph((Step("k", kernel, ("", ""), ("y",)),), {}, ("y",))
+    assert table.estimate(graph).joules == pytest.approx((100 * 0.03 + (100 + 4 + 400) * 1.25) * 1e-12)
+
+
 def test_main_memory_leaves_a_range(table):
     energy = table.estimate(graph_of(product("float32", rows=1, depth=1024, columns=1024)))
     arithmetic_j, live, constant = 1024**2 * 4.6e-12, 4 * 2048, 4 * 1024**2
