@@ -5,7 +5,7 @@ import importlib.metadata
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ..spaces.policy import CALIBRATIONS, GraphTreatment
 from ..spaces.rules import Dropped, Rule, resolve_options, tie_layers
 from ..spaces.space import GraphOptions, Space, build_space
 from .benches import SearchBenches
+from .device_profiles import FoundProfile, find_profile, why_slow
 from .spec import Spec
 
 _log = logging.getLogger(__name__)
@@ -55,11 +56,18 @@ class Preparation:
     dropped: tuple[Dropped, ...]
     #: graph-wide alternatives that are not on offer, with the reason
     dropped_graph: tuple[tuple[str, str], ...]
+    #: which measurements decided what does not pay here, in words
+    profile_note: str = ""
 
     @cached_property
     def pipeline(self) -> Pipeline:
         """The pipeline for this model and target."""
         return Pipeline(self.model, self.device.capabilities)
+
+    @property
+    def table_name(self) -> str:
+        """The model's name in kernel tables: equal after retraining, different after surgery."""
+        return f"model {self.model.fingerprint}"
 
     @property
     def original(self) -> Artifact:
@@ -109,6 +117,11 @@ class Preparation:
             pins_cores=spec.workers.address != "inline",
         )
 
+    def _can_run(self, drop: Dropped) -> bool:
+        """Whether the option fell away for its speed only, by the device's profile."""
+        kind = next(layer.kind for layer in self.model.layers if layer.name == drop.layer)
+        return self.device.capabilities.why_not(drop.option, kind) is None
+
     def fingerprints(self) -> dict[str, str]:
         """Returns what a run depends on, by name: a resumed run has to find the same."""
         content = self.spec.to_json()
@@ -117,7 +130,9 @@ class Preparation:
         for part in ("trials", "time_limit", "patience"):
             content["search"].pop(part, None)
         packages = ("trimtab", "numpy", "onnx", "onnxruntime", "optuna")
+        slow = [[drop.layer, drop.option] for drop in self.dropped if self._can_run(drop)]
         return {
+            **({"profile": short_digest(slow)} if slow else {}),
             "spec": short_digest(content),
             "model": self.model.fingerprint,
             "weights": _digest_arrays(self.model.constants.items()),
@@ -151,12 +166,15 @@ def prepare(spec: Spec) -> Preparation:
     _check_splits(model, dataset)
     if not model.layers:
         raise SpecError("the model has no layer that can be compressed (convolution, linear or embedding)")
-    rules = [Rule(rule.layers, rule.quantize) for rule in spec.space]
-    is_default = "space" not in spec.model_fields_set
-    options, dropped = resolve_options(model.layers, rules, device.capabilities.why_not, is_default=is_default)
+    rules = [Rule(rule.layers, rule.quantize, bool(rule.force)) for rule in spec.space]
+    found = find_profile(device.identify(), spec.profile)
+    options, dropped = resolve_options(
+        model.layers, rules, device.capabilities.why_not, is_default="space" not in spec.model_fields_set,
+        why_slow=partial(why_slow, None if _wants_small(spec) else found.profile),
+    )  # fmt: skip
     graph, dropped_graph = _graph_options(spec, device, model)
     space = build_space(tie_layers(model.layers), options, graph)
-    return Preparation(spec, device, dataset, model, space, dropped, dropped_graph)
+    return Preparation(spec, device, dataset, model, space, dropped, dropped_graph, _note(spec, found))
 
 
 def load_dataset(data: Any) -> Dataset:
@@ -264,6 +282,17 @@ def want_resources(spec: Spec) -> WantedResources:
         peak_activation=budget.peak_activation_mb is not None or spec.objective == "peak_activation",
         energy_table=load_energy_table(table) if wants_energy else None,
     )
+
+
+def _note(spec: Spec, found: FoundProfile) -> str:
+    if found.profile is not None and _wants_small(spec):
+        return f"{found.note}; size or memory counts, so options that only shrink the model stay"
+    return found.note
+
+
+def _wants_small(spec: Spec) -> bool:
+    bounds = (spec.budget.size_mb, spec.budget.peak_memory_mb)
+    return spec.objective in ("size", "peak_memory") or any(bound is not None for bound in bounds)
 
 
 def _digest_arrays(arrays: Any) -> str:

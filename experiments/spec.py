@@ -67,6 +67,8 @@ class RuleSpec(_Part):
     layers: str = Field(min_length=1)
     #: names from `QUANTIZE_OPTIONS`; omitted: what earlier rules said
     quantize: tuple[str, ...] | None = None
+    #: true: keeps options that the device's profile found slower than none
+    force: bool | None = Field(default=None, strict=True)
 
     @field_validator("quantize")
     @classmethod
@@ -118,6 +120,8 @@ class BudgetSpec(_Part):
     peak_memory_mb: _SizeBound | None = None
     #: one-sided confidence with which the drop has to keep its bound, given its standard error
     confidence: float = Field(default=0.8, ge=0.5, lt=1)
+    #: one-sided confidence with which the latency has to keep its bound, given its standard error; 0.5: its median
+    latency_confidence: float = Field(default=0.5, ge=0.5, lt=1)
     #: inputs, outputs and what lies between them, all that is alive at once; no weights
     peak_activation_mb: _SizeBound | None = None
     #: of one inference: counted by the hardware where it does that, else from a table
@@ -185,6 +189,8 @@ class Spec(_Part):
     search: SearchSpec = SearchSpec()
     workers: WorkersSpec = WorkersSpec()
     timing: TimingSpec = TimingSpec()
+    #: what says which options pay: the device's own profile (omitted), ``none``, or the path of a profile's file
+    profile: str | None = Field(default=None, min_length=1)
 
     @field_validator("model", "data")
     @classmethod

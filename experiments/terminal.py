@@ -211,3 +211,4 @@ def print_plan(console: Console, preparation: Preparation, n_baselines: int) -> 
         say(console, f"dropped: {option} on {shown}: {reason}")
     for name, reason in preparation.dropped_graph:
         say(console, f"dropped: {name}: {reason}")
+    say(console, preparation.profile_note)

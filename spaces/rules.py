@@ -17,6 +17,8 @@ class Rule:
     layers: str
     #: names from `QUANTIZE_OPTIONS`; None leaves what earlier rules said
     quantize: tuple[str, ...] | None = None
+    #: options stay although they were measured to be slower than none
+    force: bool = False
 
     def matches(self, layer: Layer) -> bool:
         """Whether the rule speaks of this layer."""
@@ -37,9 +39,21 @@ class Dropped:
 #: (option, layer kind) → why the target cannot run it, or None
 Refusal = Callable[[str, str], str | None]
 
+#: (option, layer) → why it is not worth trying on this target, or None
+Doubt = Callable[[str, Layer], str | None]
+
+
+def _no_doubt(option: str, layer: Layer) -> None:
+    """Every option is worth trying where nothing was measured."""
+
 
 def resolve_options(
-    layers: Sequence[Layer], rules: Sequence[Rule], why_not: Refusal, *, is_default: bool = False
+    layers: Sequence[Layer],
+    rules: Sequence[Rule],
+    why_not: Refusal,
+    *,
+    is_default: bool = False,
+    why_slow: Doubt = _no_doubt,
 ) -> tuple[dict[str, tuple[Treatment, ...]], tuple[Dropped, ...]]:
     """Returns the treatments on offer per layer, and the options that fell away with the reason.
 
@@ -48,6 +62,8 @@ def resolve_options(
         rules: in the order of the spec; the last rule that matches a layer and says something wins.
         why_not: what the target says of (option, layer kind).
         is_default: the rules are not the user's own, so nothing in them is an error.
+        why_slow: what measurements say of (option, layer); rules with ``force`` do not ask. A layer never loses its
+            last option to it: who offers one thing only means it.
 
     Raises:
         SpecError: a rule matches no layer, or offers an option that none of its layers can take.
@@ -65,6 +81,10 @@ def resolve_options(
     for layer in layers:
         offered = chosen[layer.name].quantize or () if layer.name in chosen else ()
         refused = {option: reason for option in offered if (reason := why_not(option, layer.kind)) is not None}
+        able = [option for option in offered if option not in refused]
+        if layer.name in chosen and not chosen[layer.name].force:
+            slow = {option: reason for option in able if (reason := why_slow(option, layer)) is not None}
+            refused |= slow if len(slow) < len(able) else {}
         dropped += [Dropped(layer.name, option, reason) for option, reason in refused.items()]
         kept = [QUANTIZE_OPTIONS[option] for option in offered if option not in refused]
         options[layer.name] = tuple(kept) or (Treatment(),)
