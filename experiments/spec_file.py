@@ -7,29 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..core.errors import SpecError
-from ..core.files import read_text
 from ..core.names import describe_unknown
+from ..core.yaml_file import read_yaml
 from .spec import Spec
-
-
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases (they can blow up) and without keys that are given twice."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not accepted")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
-        twice = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if twice:
-            raise yaml.YAMLError(f"the key '{twice[0]}' is given twice (line {node.start_mark.line + 1})")
-        return super().construct_mapping(node, deep)
 
 
 def load_spec(source: str | Path | Mapping[str, Any] | Spec) -> Spec:
@@ -46,10 +29,7 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec) -> Spec:
     if isinstance(source, Mapping):
         return validate_spec(source, where="the spec")
     path = find_spec(str(source))
-    try:
-        content = yaml.load(read_text(path, noun="spec"), Loader=_PlainLoader)  # noqa: S506 - a safe loader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a day or a number that cannot be
-        raise SpecError(f"spec {path} is not YAML that can be read: {' '.join(str(error).split())}") from error
+    content = read_yaml(path, noun="spec")
     if not isinstance(content, dict):
         raise SpecError(f"spec {path} must be a mapping of keys (name, model, data, target …)")
     folder = path.resolve().parent
@@ -59,6 +39,9 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec) -> Spec:
         content["model"] = _find_beside(folder, model)
     if isinstance(timing, dict) and isinstance(timing.get("energy_table"), str):
         content["timing"] = {**timing, "energy_table": _find_beside(folder, timing["energy_table"])}
+    target = content.get("target")
+    if isinstance(target, dict) and target.get("runtime") == "lut" and isinstance(target.get("device"), str):
+        content["target"] = {**target, "device": _find_beside(folder, target["device"])}
     return validate_spec(content, where=f"spec {path}")
 
 
