@@ -74,6 +74,7 @@ DEVICES: Registry[Device] = Registry(
     "runtime",
     "trimtab.runtimes",
     {
+        "lut": "trimtab.evaluators.lut_device:LutDevice",
         "onnxruntime": "trimtab.evaluators.provider_device:onnxruntime_device",
         "openvino": "trimtab.evaluators.openvino_device:OpenVinoDevice",
         "tensorrt": "trimtab.evaluators.tensorrt_device:TensorRtDevice",

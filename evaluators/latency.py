@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -77,6 +77,16 @@ class SelfTiming(Protocol):
 
     #: seconds for one batch
     simulated_latency_s: float
+
+
+@runtime_checkable
+class PricedExecutable(SelfTiming, Protocol):
+    """An executable that also says where the latency that it states comes from."""
+
+    @property
+    def stated_latency(self) -> Latency:
+        """The latency with its source; runs and reference are filled in by who asks."""
+        ...
 
 
 @runtime_checkable
@@ -165,8 +175,14 @@ def pin_cores(n_cores: int) -> tuple[int, ...]:
 
 
 def _state_latencies(executables: Sequence[Executable], settings: TimingSettings) -> list[Latency]:
-    stated_s = [executable.simulated_latency_s for executable in executables if isinstance(executable, SelfTiming)]
-    return [Latency(one_s, 0.0, settings.min_runs, source="model", reference_s=stated_s[0]) for one_s in stated_s]
+    stated = [_state_latency(executable) for executable in executables if isinstance(executable, SelfTiming)]
+    return [replace(one, runs=settings.min_runs, reference_s=stated[0].median_s) for one in stated]
+
+
+def _state_latency(executable: SelfTiming) -> Latency:
+    if isinstance(executable, PricedExecutable):
+        return executable.stated_latency
+    return Latency(executable.simulated_latency_s, 0.0, 1, source="model")
 
 
 @contextmanager
