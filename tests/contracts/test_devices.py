@@ -1,4 +1,4 @@
-"""The contract of every device. A new device is one line in RUNTIMES."""
+"""The contract of every device. A new device is one line in TARGETS."""
 
 from dataclasses import replace
 
@@ -15,25 +15,36 @@ from trimtab.evaluators.openvino_device import find_group_size
 from trimtab.evaluators.testing import DEVICE_CHECKS, DeviceCase, SimulatedDevice, check_device, example_artifact
 from trimtab.hw_profiles.target import Target
 
-RUNTIMES = [
-    "onnxruntime",
-    "openvino",
-    "trimtab.evaluators.testing:SimulatedDevice",
+TARGETS = [
+    Target("onnxruntime"),
+    Target("openvino"),
+    Target("trimtab.evaluators.testing:SimulatedDevice"),
+    Target("torch"),
+    pytest.param(Target("torch_compile"), marks=pytest.mark.slow),
+    pytest.param(Target("onnxruntime", device="cuda"), marks=pytest.mark.gpu),
+    pytest.param(Target("torch", device="cuda"), marks=pytest.mark.gpu),
+    pytest.param(Target("torch_compile", device="cuda"), marks=pytest.mark.gpu),
+    pytest.param(Target("tensorrt", device="cuda"), marks=pytest.mark.gpu),
 ]
 
 BATCHES = [1, 3]
 
 
-@pytest.fixture(params=RUNTIMES)
-def runtime(request):
+@pytest.fixture(params=TARGETS, ids=lambda target: f"{target.runtime}-{target.device}")
+def target(request):
+    if request.node.get_closest_marker("gpu"):
+        try:
+            build_device(request.param)
+        except SpecError as error:
+            pytest.skip(str(error))
     return request.param
 
 
 @pytest.fixture(params=BATCHES, ids=lambda size: f"batch{size}")
-def case(runtime, request):
+def case(target, request):
     rng = np.random.default_rng(0)
     inputs = {"x": rng.standard_normal((request.param, 8)).astype(np.float32)}
-    return DeviceCase(build_device(Target(runtime, batch_size=request.param)), example_artifact(), inputs)
+    return DeviceCase(build_device(replace(target, batch_size=request.param)), example_artifact(), inputs)
 
 
 @pytest.mark.parametrize("check", DEVICE_CHECKS, ids=lambda check: check.__name__)
@@ -70,23 +81,31 @@ def test_a_device_can_be_timed(case):
     assert latency.median_s > 0
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_devices_that_a_runtime_does_not_drive_are_refused(name):
-    with pytest.raises(SpecError, match="driven on the devices: cpu; got 'abacus'"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("onnxruntime", "unknown onnxruntime device 'abacus'; known: acl, .*, cpu, cuda, .*, xnnpack"),
+        ("openvino", "driven on the devices: cpu; got 'abacus'"),
+        ("torch", "driven on the devices: cpu, cuda; got 'abacus'"),
+        ("torch_compile", "driven on the devices: cpu, cuda; got 'abacus'"),
+    ],
+)
+def test_devices_that_a_runtime_does_not_drive_are_refused(name, message):
+    with pytest.raises(SpecError, match=message):
         build_device(Target(name, device="abacus"))
 
 
-def test_batch_sizes_fixed_by_the_model_and_wrong_are_refused(runtime):
+def test_batch_sizes_fixed_by_the_model_and_wrong_are_refused(target):
     model = onnx.load_model_from_string(example_artifact().model)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
-    executable = build_device(Target(runtime, batch_size=2)).load(Artifact(model.SerializeToString()))
+    executable = build_device(replace(target, batch_size=2)).load(Artifact(model.SerializeToString()))
     assert executable.run({"x": np.ones((2, 8), np.float32)})[0].shape == (2, 3)
     with pytest.raises(MeasurementError):
         executable.run({"x": np.ones((3, 8), np.float32)})
 
 
-def test_inputs_with_more_than_the_batch_open_take_any_length(runtime):
-    executable = build_device(Target(runtime)).load(_sum_over_sequence())
+def test_inputs_with_more_than_the_batch_open_take_any_length(target):
+    executable = build_device(target).load(_sum_over_sequence())
     for length in (2, 5):
         outputs = executable.run({"x": np.ones((1, length, 4), np.float32)})
         np.testing.assert_array_equal(outputs[0], np.full((1, 4), length, np.float32))
