@@ -8,6 +8,7 @@ Shapes are read as ONNX Runtime and OpenVINO report them: images with channels f
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,11 @@ class KernelWork:
         return self.read_bytes + self.written_bytes + self.constant_bytes
 
 
+#: kernels whose features are kept: a search asks for the same ones again and again
+_KEPT = 8192
+
+
+@lru_cache(_KEPT)
 def measure_work(kernel: Kernel) -> KernelWork:
     """Returns what a kernel has to do; for an unknown operator, what its bytes tell."""
     family = find_family(kernel)
@@ -137,7 +143,7 @@ def _conv_sides(kernel: Kernel) -> dict[str, float]:
     if weight is None or out.n_elements == 0 or weight.n_elements == 0:
         return _elementwise_sides(kernel)
     is_grouped = len(weight.shape) == len(image.shape) + 1
-    n_groups = weight.shape[0] if is_grouped else int(_attribute(kernel, "group", 1))
+    n_groups = weight.shape[0] if is_grouped else _count(kernel, "group", 1)
     columns = weight.shape[0] * weight.shape[1] if is_grouped else weight.shape[0]
     per_group = weight.shape[2 if is_grouped else 1]
     depth = weight.n_elements / columns
@@ -160,7 +166,7 @@ def _matmul_sides(kernel: Kernel) -> dict[str, float]:
     if not left.shape or not out.shape or 0 in (left.n_elements, out.n_elements):
         return _elementwise_sides(kernel)
     depth = left.shape[-1]
-    is_turned = bool(_attribute(kernel, "transA", 0))
+    is_turned = _attribute(kernel, "transA", 0) == 1
     if len(left.shape) >= 2 and len(out.shape) >= 2 and (is_turned or _is_turned(left.shape, out.shape)):
         depth = left.shape[-2]
     columns = out.shape[-1]
@@ -190,7 +196,7 @@ def _attention_sides(kernel: Kernel) -> dict[str, float]:
     n_keys = max(query.shape[1:-1]) if short_op(kernel) == "Subgraph" else query.shape[-2]
     products = 4.0 * out.n_elements * n_keys
     projection = 0.0 if weight is None else 2.0 * query.n_elements * weight.shape[-1]
-    n_heads = float(_attribute(kernel, "num_heads", query.shape[1] if len(query.shape) == 4 else 1))
+    n_heads = float(_count(kernel, "num_heads", query.shape[1] if len(query.shape) == 4 else 1))
     return {
         "flops": products + projection,
         "rows": float(n_keys),
@@ -203,7 +209,8 @@ def _attention_sides(kernel: Kernel) -> dict[str, float]:
 def _pool_sides(kernel: Kernel) -> dict[str, float]:
     source, out = _first(kernel.inputs), _first(kernel.outputs)
     window = _attribute(kernel, "kernel_shape", None)
-    area = math.prod(window) if isinstance(window, list) else source.n_elements / max(out.n_elements, 1)
+    is_given = isinstance(window, list) and all(isinstance(side, int) for side in window)
+    area = math.prod(window) if is_given else source.n_elements / max(out.n_elements, 1)
     return {
         "flops": max(float(out.n_elements * area), float(source.n_elements)),
         "rows": float(max(out.n_elements, 1)),
@@ -248,6 +255,11 @@ def _attribute(kernel: Kernel, name: str, default: Any) -> Any:
     return kernel.attribute_values.get(name, default)
 
 
+def _count(kernel: Kernel, name: str, default: int) -> int:
+    value = _attribute(kernel, name, default)
+    return value if isinstance(value, int) and value > 0 else default
+
+
 #: names of the columns of `stack_features`
 FEATURES = (
     "flops", "read", "written", "constant", "intensity", "rows", "depth", "columns", "channels_in", "window", "groups",
@@ -266,6 +278,7 @@ def stack_features(kernels: Sequence[Kernel]) -> np.ndarray:
     return np.array(rows, np.float64).reshape(len(rows), len(FEATURES))
 
 
+@lru_cache(_KEPT)
 def _describe(kernel: Kernel) -> list[float]:
     work = measure_work(kernel)
     live = [tensor for tensor in kernel.inputs if not tensor.is_constant]
@@ -274,7 +287,6 @@ def _describe(kernel: Kernel) -> list[float]:
     )  # fmt: skip
     source, out = _first(live or kernel.inputs), _first(kernel.outputs)
     weights = [tensor for tensor in kernel.inputs[1:] if len(tensor.shape) >= 2]
-    n_fused = _attribute(kernel, "fused", 1)
     return [
         *(math.log2(1.0 + amount) for amount in (work.flops, work.read_bytes, work.written_bytes, work.constant_bytes)),
         math.log2((1.0 + work.flops) / (1.0 + work.moved_bytes)),
@@ -285,7 +297,7 @@ def _describe(kernel: Kernel) -> list[float]:
         math.log2(1.0 + max(source.shape[-1] if source.shape else 0, 0)),
         math.log2(1.0 + max(out.shape[-1] if out.shape else 0, 0)),
         *(DTYPE_BYTES.get(t.dtype, 4.0) for t in (source, _first(weights or [source]), out)),
-        float(n_fused) if isinstance(n_fused, int) else 1.0,
+        float(_count(kernel, "fused", 1)),
         *(_padding(side, width) for side in (work.depth, work.columns) for width in _WIDTHS),
     ]
 
@@ -294,6 +306,7 @@ def _padding(side: float, width: int) -> float:
     return math.log2(math.ceil(side / width) * width / side) if side > 0 else 0.0
 
 
+@lru_cache(_KEPT)
 def describe_kind(kernel: Kernel) -> tuple[str, ...]:
     """Returns what must be equal for two kernels to run the same code: operator, implementation, dtypes, layouts.
 
