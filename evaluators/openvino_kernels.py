@@ -23,8 +23,8 @@ _NOT_KERNELS = frozenset({"Input", "Output", "Const", "Parameter", "Result", "Co
 #: layers that only rename their input's memory; the plugin reports them as not run
 _ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
 
-#: compilations over which the times of kernels are taken: the plugin reports one mean per compilation
-_N_COMPILATIONS = 3
+#: runs of one compilation: the plugin reports one mean for each, and the spread is between them
+_RUNS_EACH = 6
 
 
 def lower_openvino(compiled: Any) -> LoweredGraph:
@@ -66,8 +66,9 @@ def time_openvino_kernels(
         MeasurementError: the runtime fails to run the model.
     """
     means_us: dict[str, list[float]] = {}
-    runs_each = max(2, rounds.runs // _N_COMPILATIONS)
-    for _ in range(_N_COMPILATIONS):
+    n_compilations = max(1, rounds.runs // _RUNS_EACH)
+    runs_each = rounds.runs // n_compilations
+    for _ in range(n_compilations):
         compiled = compile_model()
         try:
             request = compiled.create_infer_request()

@@ -8,7 +8,8 @@ import numpy as np
 from ..compressors.artifact import Artifact
 from ..compressors.pipeline import Pipeline, PreparedModel
 from ..evaluators.accuracy import AccuracyEvaluator
-from ..evaluators.device import build_device
+from ..evaluators.device import KernelDevice, build_device
+from ..evaluators.kernel_timing import SteadyTimer
 from ..evaluators.latency import SelfTiming, TimingSettings, measure_latency, measure_together, pin_cores
 from ..evaluators.measurement import Measurement
 from ..evaluators.resources import ResourceMeter, WantedResources
@@ -17,6 +18,7 @@ from ..hw_profiles.latency import Latency
 from ..hw_profiles.target import Capabilities, Target
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.space import Space
+from .table_feed import TableFeed
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class SearchBenches:
     timing: TimingSettings
     #: what is measured beside the latency
     wanted: WantedResources = field(default_factory=WantedResources)
+    #: (model, search) as kernel tables name them; None: the table learns nothing
+    feeds_table: tuple[str, str] | None = None
     #: pin the measuring process to as many cores as the target has threads
     pins_cores: bool = True
 
@@ -75,12 +79,17 @@ class TimingBench:
         original = Pipeline(benches.prepared, benches.capabilities).build({}, GraphTreatment())
         self._original = self._device.load(original)
         self._meter = ResourceMeter(self._device, benches.batch, benches.wanted)
+        self._feed: TableFeed | None = None
+        if benches.feeds_table is not None and isinstance(self._device, KernelDevice):
+            self._feed = TableFeed(SteadyTimer(self._device, self._original, benches.batch), *benches.feeds_table)
 
     def measure(self, artifact: Artifact) -> Measurement:
         """Times one artifact; see `DeviceBench`."""
         benches = self._benches
         executable = self._device.load(artifact)
         latency = measure_latency(executable, self._original, benches.batch, benches.timing)
+        if self._feed is not None and latency.source == "measured":
+            self._feed.add(artifact, latency)
         return replace(self._meter.measure(artifact, executable), latency=latency)
 
     def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
@@ -88,6 +97,8 @@ class TimingBench:
 
         A device that states its own times has no yardstick; the last entry then repeats the original's.
         """
+        if self._feed is not None:
+            self._feed.write()
         return compare_with_yardstick(
             [self._original, *(self._device.load(artifact) for artifact in artifacts)],
             self._benches.batch,

@@ -83,11 +83,42 @@ def plan(spec: Annotated[str, typer.Argument(help="A YAML file, or the bare name
     with _named_errors():
         from ..search.baselines import list_baselines
         from .preparation import prepare
+        from .profiling.terminal import print_prices
         from .spec_file import load_spec
         from .terminal import print_plan
 
-        preparation = prepare(load_spec(spec))
-        print_plan(_console(), preparation, len(list_baselines(preparation.space)))
+        preparation, console = prepare(load_spec(spec)), _console()
+        print_plan(console, preparation, len(list_baselines(preparation.space)))
+        print_prices(console, preparation)
+
+
+@app.command()
+def profile(
+    specs: Annotated[list[str], typer.Argument(help="YAML files, or bare names of recipes.")],
+    runs: Annotated[Path, typer.Option(help="The folder that receives each profile's folder.")] = Path("runs"),
+    policies: Annotated[int, typer.Option(min=4, max=1000, help="Designed policies to measure per model.")] = 24,
+    tests: Annotated[int, typer.Option(min=4, max=1000, help="Mixed policies to test the prices on.")] = 16,
+    again: Annotated[bool, typer.Option("--again", help="Measure the device anew, too.")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Measure a device for some models: what pays there, and a kernel table that knows what policies cost."""
+    with _named_errors():
+        from .profile_tables import print_device_profile
+        from .profiling.learn import LearningPlan
+        from .profiling.profile import profile as measure
+        from .profiling.terminal import TerminalProgress, print_profile
+
+        console = _console()
+        with TerminalProgress(console) as progress:
+            plan_ = LearningPlan(n_designed=policies, n_test=tests)
+            results = measure(specs, runs=runs, plan=plan_, progress=progress, again=again)
+        if as_json:
+            _print_json({"profiles": [result.to_json() for result in results]})
+            return
+        for device in {result.device.key.id: result.device for result in results}.values():
+            print_device_profile(console, device)
+        for result in results:
+            print_profile(console, result)
 
 
 @app.command()

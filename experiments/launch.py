@@ -9,9 +9,11 @@ from typing import Any
 from ..compressors.artifact import Artifact
 from ..compressors.pipeline import Pipeline
 from ..core.errors import RunError, SpecError
+from ..core.files import short_digest
 from ..core.names import describe_unknown
 from ..evaluators.measurement import Measurement
 from ..evaluators.resources import ResourceMeter
+from ..hw_profiles.latency import Latency
 from ..search.answer import Answer, answer
 from ..search.baselines import list_baselines
 from ..search.budget import Budget
@@ -30,6 +32,7 @@ from .quantities import Bound, parse_bytes, parse_duration, parse_energy, parse_
 from .run_folder import RunFolder
 from .spec import Spec
 from .spec_file import allow_imports_from, find_spec, load_spec
+from .table_prices import open_prices
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class SearchResult:
     budget: Budget
     #: the best policy is a uniform one, or not measurably faster than it
     equals_uniform: bool
+    #: what the kernel table, without what this search taught it, says that the winner takes; None where it cannot tell
+    promised: Latency | None = None
 
     @property
     def is_feasible(self) -> bool:
@@ -71,6 +76,7 @@ class SearchResult:
             "artifact": None if self.artifact is None else str(self.artifact),
             "policy": None if self.policy is None else str(self.run / "policy.json"),
             "equals_uniform": self.equals_uniform,
+            "promised_latency": None if self.promised is None else self.promised.to_json(),
             "rows": [row.to_json() for row in self.rows],
             "nearest": None if nearest is None else nearest.to_json(),
             "relaxations": self.answer.relaxations,
@@ -165,7 +171,8 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
             raise RunError(f"journal {run.journal} is missing; bring it back, or start a new search")
         with Journal.open(run.journal) if exists else Journal.create(run.journal, fingerprints) as journal:
             journal.check_fingerprints(fingerprints, allow=force)
-            benches = preparation.benches()
+            source = f"search {run.path.name} {short_digest(str(run.path.resolve()))[:8]}"
+            benches = replace(preparation.benches(), feeds_table=(preparation.table_name, source))
             _ = preparation.test  # now, so that data which do not fit end the search before it begins
             pool = build_pool(spec.workers.address, benches, _limits(spec), n_workers=spec.workers.count)
             with closing(pool):
@@ -178,8 +185,19 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
         # the final timing replaces the search's own where there is one
         known = [replace(r, measurement=final.measurements.get(r.id, r.measurement)) for r in records]
         conclusion = answer(known, budget, spec.objective)
+        promised = _promise(preparation, final, source)
         write_outcome(preparation, run, final, conclusion.pareto)
-    return _result(run, records, final, conclusion, budget)
+    return replace(_result(run, records, final, conclusion, budget), promised=promised)
+
+
+def _promise(preparation: Preparation, final: Final, source: str) -> Latency | None:
+    """Returns what the kernel table, as it was before this search, says that the winner takes; None if it cannot."""
+    row = next((row for row in final.rows if row.label == "best policy"), None)
+    latency = None if row is None else row.final.latency
+    if row is None or latency is None or latency.reference_s is None or latency.source != "measured":
+        return None
+    prices = open_prices(preparation, without_source=source)
+    return None if prices is None else prices.promise(row.record.policy, latency.reference_s)
 
 
 def _result(

@@ -138,8 +138,23 @@ def _print_answer(console: Console, result: SearchResult) -> None:
         return
     if result.equals_uniform:
         console.print("The best policy equals the best uniform one: nothing measurably faster was found.")
+    if (text := _describe_promise(result)) is not None:
+        say(console, text)
     say(console, f"policy:   {result.run / 'policy.json'}")
     say(console, f"artifact: {result.artifact}   check it: trimtab verify {result.artifact}")
+
+
+def _describe_promise(result: SearchResult) -> str | None:
+    """Returns promised against achieved for the winner; None where the table could promise nothing."""
+    promised = result.promised
+    achieved = next((row.final.latency for row in result.rows if row.label == "best policy"), None)
+    if promised is None or achieved is None:
+        return None
+    gap = promised.median_s / achieved.median_s - 1.0
+    return (
+        f"promised by the kernel table: {promised.median_s * 1e3:.3f} ± {1.96 * promised.error_s * 1e3:.2g} ms (95 %), "
+        f"achieved: {achieved.median_s * 1e3:.3f} ms, so the promise was {gap:+.1%} off"
+    )
 
 
 def _bound(budget: Budget, name: str) -> str:

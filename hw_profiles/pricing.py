@@ -199,7 +199,7 @@ class _Row:
 
 
 def _choose_rows(design: np.ndarray, seen: np.ndarray, *, noise: float) -> list[int]:
-    """Returns all positions of (n candidates, n terms) rows by greedy information gain; all rows are in relative units."""
+    """Returns all positions of (n candidates, n terms) rows, in relative units, by greedy information gain."""
     rows = np.concatenate([seen, design])
     covariance = rows @ rows.T
     for position in range(len(seen)):

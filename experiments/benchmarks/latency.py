@@ -16,8 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ...evaluators.latency import pin_cores
-from ...hw_profiles.predictors import Calibrated
-from ...hw_profiles.regression import TreeEnsemble
 from ..profiling.accuracy import PriceAccuracy, compare_prices, describe
 from ..profiling.learn import LearningPlan
 from .latency_methods import Prices, make_ours, price_forest, price_layers, price_macs
@@ -51,7 +49,7 @@ def _compare(runtime: str, every: Sequence[ModelRuns]) -> Table:
         "MACs-linear": price_macs,
         "additive per-layer table": price_layers,
         "random forest per kernel": price_forest,
-        "Trimtab": make_ours(identify(runtime), lambda: Calibrated(TreeEnsemble)),
+        "Trimtab": make_ours(identify(runtime)),
     }
     n_policies = sum(len(runs.tested) for runs in every)
     table = Table(title=f"{runtime}: prices of {n_policies} mixed policies, none fitted on", title_justify="left")

@@ -137,7 +137,7 @@ def _median_times(learned_from: Sequence[ModelRuns]) -> dict[Kernel, float]:
     return {kernel: float(np.median(seen)) for kernel, seen in times.items()}
 
 
-def make_ours(identity: TableIdentity, make_predictor: Callable[[], Any]) -> Callable[..., Prices]:
+def make_ours(identity: TableIdentity) -> Callable[..., Prices]:
     """Returns Trimtab's method: kernel table, predictor behind it, whole-graph correction."""
 
     def price_ours(subject: ModelRuns, learned_from: Sequence[ModelRuns]) -> Prices:
@@ -147,7 +147,7 @@ def make_ours(identity: TableIdentity, make_predictor: Callable[[], Any]) -> Cal
         for runs in learned_from:
             for i, run in enumerate(runs.designed):
                 add_run(table, run, model=runs.model, source=f"{runs.model} {i}")
-        pricer = build_pricer(table, model=subject.model, predictor=fit_predictor(table, make_predictor()))
+        pricer = build_pricer(table, model=subject.model, predictor=fit_predictor(table))
         prices = [pricer.price(run.counts, model=subject.model) for run in subject.tested]
         return np.array([p.seconds for p in prices]), np.array([p.standard_error_s for p in prices])
 

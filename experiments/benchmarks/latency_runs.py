@@ -101,9 +101,9 @@ def _measure(model: str, runtime: str, plan: LearningPlan) -> ModelRuns:
         sys.stderr.write(f"\r{runtime} {model}: {done} of {of} policies ")
         sys.stderr.flush()
 
-    learner = Learner(collector, edges, model, plan, report)
-    designed = learner.measure_designed(KernelTable(TableIdentity.of(device.identify())))
-    tested = learner.measure_test()
+    learner = Learner(collector, edges, model, plan)
+    designed = learner.measure_designed(KernelTable(TableIdentity.of(device.identify())), report=report)
+    tested = learner.measure_test(report=report)
     sys.stderr.write("\n")
     groups = {group.name: group.layers for group in preparation.space.groups}
     return ModelRuns(model, preparation.model.layers, groups, tuple(designed), tuple(tested))

@@ -1,7 +1,6 @@
 """Policies measured on the device: whole, in turns with the original, and kernel by kernel."""
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -10,8 +9,8 @@ import numpy as np
 
 from ...compressors.artifact import Artifact
 from ...compressors.pipeline import Pipeline
-from ...core.errors import SpecError
 from ...evaluators.device import Executable, KernelDevice
+from ...evaluators.kernel_timing import SteadyTimer
 from ...evaluators.latency import TimingSettings, measure_latency
 from ...hw_profiles.kernel import Kernel, KernelTiming, LoweredGraph
 from ...hw_profiles.latency import Latency
@@ -57,11 +56,7 @@ class PolicyRun:
 
 @dataclass
 class Collector:
-    """Measures policies of one model on one device.
-
-    All times are those of a machine as fast as it was at the first measurement: the original, timed in turns, tells
-    how fast it is now.
-    """
+    """Measures policies of one model on one device, all as at one speed of the machine; see `SteadyTimer`."""
 
     device: KernelDevice
     pipeline: Pipeline
@@ -69,20 +64,19 @@ class Collector:
     #: input name → (batch, …) array
     batch: Mapping[str, np.ndarray]
     timing: TimingSettings = DEFAULT_TIMING
-    #: what the original took when it was first timed; None before that
-    _usual_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.device, KernelDevice):
-            raise SpecError(
-                f"runtime '{self.device.target.runtime}' does not tell its kernels; profiles can be made for "
-                f"onnxruntime and openvino"
-            )
 
     @cached_property
     def original(self) -> Executable:
         """The untouched model, loaded."""
-        return self.device.load(self.pipeline.build({}, GraphTreatment()))
+        return self.device.load(self.build_original())
+
+    @cached_property
+    def _timer(self) -> SteadyTimer:
+        return SteadyTimer(self.device, self.original, self.batch)
+
+    def build_original(self) -> Artifact:
+        """Builds the untouched model."""
+        return self.pipeline.build({}, GraphTreatment())
 
     def build(self, policy: Policy) -> Artifact:
         """Builds the policy's artifact; see `Pipeline.build`."""
@@ -101,47 +95,9 @@ class Collector:
         """
         artifact = self.build(policy)
         latency = measure_latency(self.device.load(artifact), self.original, self.batch, self.timing)
-        now_s = latency.reference_s or latency.median_s
-        self._usual_s = self._usual_s or now_s
-        return PolicyRun(policy, scale_latency(latency, self._usual_s / now_s), self.device.lower(artifact).counts)
+        return PolicyRun(policy, self._timer.steady(latency), self.device.lower(artifact).counts)
 
     def measure_kernels(self, policy: Policy) -> PolicyRun:
         """Measures a policy as a whole, and then its kernels in turns with the original; see `measure`."""
         run = self.measure(policy)
-        between = _TimedRun(self.original, self.batch)
-        timings = self.device.time_kernels(self.build(policy), self.batch, runs=_KERNEL_RUNS, between=between)
-        factor = (self._usual_s or between.median_s) / between.median_s
-        return replace(run, timings=tuple(scale_timing(timing, factor) for timing in timings))
-
-
-def scale_latency(latency: Latency, factor: float) -> Latency:
-    """Returns the latency on a machine that takes ``factor`` times as long."""
-    return replace(
-        latency,
-        median_s=latency.median_s * factor,
-        iqr_s=latency.iqr_s * factor,
-        reference_s=None if latency.reference_s is None else latency.reference_s * factor,
-    )
-
-
-def scale_timing(timing: KernelTiming, factor: float) -> KernelTiming:
-    """Returns the timing on a machine that takes ``factor`` times as long."""
-    return replace(timing, median_s=timing.median_s * factor, iqr_s=timing.iqr_s * factor)
-
-
-class _TimedRun:
-    """Runs the original and remembers how long it took: it warms no caches for the model under test."""
-
-    def __init__(self, executable: Executable, batch: Mapping[str, np.ndarray]) -> None:
-        self._executable = executable
-        self._batch = batch
-        self._times_s: list[float] = []
-
-    def __call__(self) -> None:
-        start_ns = time.perf_counter_ns()
-        self._executable.run(self._batch)
-        self._times_s.append((time.perf_counter_ns() - start_ns) / 1e9)
-
-    @property
-    def median_s(self) -> float:
-        return float(np.median(self._times_s))
+        return replace(run, timings=self._timer.time_kernels(self.build(policy), runs=_KERNEL_RUNS))

@@ -33,11 +33,21 @@ class LearningPlan:
     n_mixed: int = 48
     #: seconds for lowering candidates; when they are over, the choice is among those lowered so far
     max_lowering_s: float = 45.0
+    #: prices of lowered policies that the surrogate of each combination of graph-wide choices may cost
+    n_surrogate: int = 128
     seed: int = 0
+
+
+#: told after every measured policy: (done, of how many)
+Report = Callable[[int, int], None]
 
 
 def _stay_silent(done: int, of: int) -> None:
     """Reports nothing."""
+
+
+def _forget(run: PolicyRun, position: int) -> None:
+    """Keeps nothing."""
 
 
 @dataclass
@@ -50,14 +60,15 @@ class Learner:
     #: names the model in tables
     model: str
     plan: LearningPlan = LearningPlan()
-    #: told after every measured policy: (done, of how many)
-    report: Callable[[int, int], None] = _stay_silent
+    #: told every designed policy as soon as it is measured, with its number
+    keep: Callable[[PolicyRun, int], None] = _forget
 
-    def measure_designed(self, table: KernelTable) -> list[PolicyRun]:
+    def measure_designed(self, table: KernelTable, *, report: Report = _stay_silent) -> list[PolicyRun]:
         """Measures the designed policies; each goes into a copy of the table at once, so that the next are chosen well.
 
         Args:
             table: what is known already; it is not changed.
+            report: told after every policy.
         """
         rng = np.random.default_rng(self.plan.seed)
         candidates = self._lower(list_candidates(self.collector.space, self.edges, self.plan.n_mixed, rng))
@@ -69,9 +80,10 @@ class Learner:
         while pending and len(runs) < self.plan.n_designed:
             run = self._measure(policies[pending.pop(0)], with_kernels=True)
             if run is not None:
+                self.keep(run, len(runs))
                 runs.append(run)
-                add_run(known, run, model=self.model, source="design")
-                self.report(len(runs), self.plan.n_designed)
+                add_run(known, run, model=self.model, source=f"design {len(runs)}")
+                report(len(runs), self.plan.n_designed)
             if not pending:
                 left = self.plan.n_designed - len(runs)
                 done = {run.policy for run in runs}
@@ -79,7 +91,7 @@ class Learner:
                 pending = [i for i in order if policies[i] not in done][: max(1, left // 3)] if left else []
         return runs
 
-    def measure_test(self) -> list[PolicyRun]:
+    def measure_test(self, *, report: Report = _stay_silent) -> list[PolicyRun]:
         """Measures mixed policies as wholes; another seed than that of the designed ones."""
         rng = np.random.default_rng([self.plan.seed, 1])
         runs: list[PolicyRun] = []
@@ -89,7 +101,7 @@ class Learner:
             run = self._measure(draw_mixed(self.collector.space, rng), with_kernels=False)
             if run is not None and run.policy not in {other.policy for other in runs}:
                 runs.append(run)
-                self.report(len(runs), self.plan.n_test)
+                report(len(runs), self.plan.n_test)
         return runs
 
     def _lower(self, policies: Sequence[Policy]) -> list[tuple[Policy, dict[Kernel, int]]]:
