@@ -58,8 +58,7 @@ def load_board(path: Path) -> Board:
             message says where.
     """
     where = f"board {path}"
-    _check_file(path)
-    mapping = StrictMapping(read_yaml(path, noun="board"), _KEYS, where)
+    mapping = _open(path)
     schema = mapping.number("schema", default=SCHEMA, maximum=1e6)
     if schema != SCHEMA:
         raise SpecError(f"{where} has schema {schema:g}; this version reads schema {SCHEMA}")
@@ -78,6 +77,20 @@ def load_board(path: Path) -> Board:
         error=error or None,
         max_predicted_share=mapping.number("max_predicted_share", default=0.2, maximum=1.0),
     )
+
+
+def read_board_name(path: Path) -> str:
+    """Returns the name that a board file states; its table need not be there yet.
+
+    Raises:
+        SpecError: the file is missing, too large or no board file.
+    """
+    return _open(path).text("name")
+
+
+def _open(path: Path) -> StrictMapping:
+    _check_file(path)
+    return StrictMapping(read_yaml(path, noun="board"), _KEYS, f"board {path}")
 
 
 def _check_file(path: Path) -> None:
