@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError
@@ -129,7 +130,10 @@ def find_open_batch(model: bytes) -> tuple[str, ...]:
     Args:
         model: a serialised ONNX model.
     """
-    graph = onnx.load_model_from_string(model).graph
+    try:
+        graph = onnx.load_model_from_string(model).graph
+    except DecodeError:
+        return ()  # the runtime refuses it in its own words
     constants = {tensor.name for tensor in graph.initializer}
     shapes = [value.type.tensor_type.shape.dim for value in graph.input if value.name not in constants]
     if any(not side.HasField("dim_value") for shape in shapes for side in shape[1:]):

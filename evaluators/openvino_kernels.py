@@ -20,8 +20,10 @@ _DTYPES = {
 #: layers of the runtime model that execute nothing
 _NOT_KERNELS = frozenset({"Input", "Output", "Const", "Parameter", "Result", "Constant"})
 
-#: layers that only rename their input's memory; the plugin reports them as not run
-_ALIASES = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+#: layers that only rename their input's memory
+_VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten"})
+#: what the plugin calls a change of layout that moves no byte (``jit_uni_f32`` and the like are those that do)
+_IN_PLACE_REORDER = "reorder_"
 
 #: runs of one compilation: the plugin reports one mean for each, and the spread is between them
 _RUNS_EACH = 6
@@ -78,12 +80,11 @@ def time_openvino_kernels(
         except Exception as error:
             raise MeasurementError(f"openvino fails to run the model: {error}") from error
         for entry in request.get_profiling_info():
-            if entry.status == entry.Status.EXECUTED:
-                means_us.setdefault(entry.node_name, []).append(entry.real_time.total_seconds() * 1e6 + 0.5)
+            means_us.setdefault(entry.node_name, []).append(entry.real_time.total_seconds() * 1e6 + 0.5)
     return [
         _summarise(step.kernel, means_us[step.name], runs_each)
         for step in lower_openvino(compiled).steps
-        if step.name in means_us
+        if step.name in means_us and not step.is_view
     ]
 
 
@@ -117,8 +118,11 @@ def _step(facts: Mapping[str, str], op: Any, constants: set[str], layouts: Mappi
         attributes=pack_attributes(_attributes(facts)),
     )
     reads = tuple("" if n in constants else _value_name(p) for p, n in zip(sources, names, strict=True))
-    in_place = 0 if facts.get("layerType") in _ALIASES else None
-    return Step(op.get_friendly_name(), kernel, reads, tuple(_value_name(port) for port in op.outputs()), in_place)
+    is_view = kernel.op in _VIEWS or (kernel.op == "Reorder" and kernel.implementation.startswith(_IN_PLACE_REORDER))
+    in_place = 0 if is_view else None
+    return Step(
+        op.get_friendly_name(), kernel, reads, tuple(_value_name(port) for port in op.outputs()), in_place, is_view
+    )
 
 
 def _attributes(facts: Mapping[str, str]) -> dict[str, Any]:

@@ -142,6 +142,8 @@ class Step:
     writes: tuple[str, ...]
     #: which input's memory the first output takes over; None: it has its own
     in_place: int | None = None
+    #: the runtime only gives its input's memory another shape: there is nothing to run, and nothing to price
+    is_view: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ class LoweredGraph:
 
     @cached_property
     def kernels(self) -> tuple[Kernel, ...]:
-        """The kernels in the order of execution, equal ones repeated."""
-        return tuple(step.kernel for step in self.steps)
+        """The kernels that take time, in the order of execution, equal ones repeated."""
+        return tuple(step.kernel for step in self.steps if not step.is_view)
 
     @cached_property
     def counts(self) -> dict[Kernel, int]:
@@ -171,7 +173,7 @@ class LoweredGraph:
     @cached_property
     def constant_bytes(self) -> int:
         """Bytes of all constants that kernels read; one that is read twice counts twice."""
-        return sum(tensor.n_bytes for kernel in self.kernels for tensor in kernel.inputs if tensor.is_constant)
+        return sum(tensor.n_bytes for step in self.steps for tensor in step.kernel.inputs if tensor.is_constant)
 
 
 @dataclass(frozen=True, slots=True)
