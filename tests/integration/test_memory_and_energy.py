@@ -86,6 +86,13 @@ def test_a_promise_of_energy_is_verified(workplace):
     assert workplace.call("verify", folder).exit_code == 1
 
 
+def test_a_promise_of_activations_is_verified(workplace):
+    _, found = search(workplace, budget={"accuracy_drop": 0.99, "peak_activation_mb": 1})
+    ended = workplace.call("verify", workplace.path / found["artifact"])
+    assert ended.exit_code == 0, ended.stdout
+    assert "activations" in ended.stdout
+
+
 def test_another_table_of_energies_is_found_beside_the_spec(workplace):
     from trimtab.hw_profiles.energy_table import DEFAULT_TABLE
 
