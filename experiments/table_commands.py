@@ -127,6 +127,34 @@ def _say(text: str) -> None:
     _console().print(text, markup=False, soft_wrap=True)
 
 
+@app.command("import-csv")
+def import_csv(
+    file: Annotated[Path, typer.Argument(help="Measured operators, one a line.", show_default=False)],
+    out: Annotated[Path, typer.Option(help="The kernel table to write; it must not exist.")],
+    board: Annotated[Path | None, typer.Option(help="The board file that the table is for.")] = None,
+    name: Annotated[str | None, typer.Option(help="The board's name, where there is no board file yet.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that the operators were measured with.")] = None,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave bad lines out.")] = False,
+) -> None:
+    """Make the kernel table of a board without a runtime here from a CSV file (docs/lut-format.md)."""
+    from .cli import _console, _named_errors
+
+    with _named_errors():
+        from ..core.errors import SpecError
+        from ..hw_profiles.board import read_board_name
+        from ..hw_profiles.csv_table import read_csv_table
+
+        if (board is None) == (name is None):
+            raise SpecError("name the board by either --board board.yaml or --name NAME")
+        device = read_board_name(board) if board is not None else str(name)
+        found = read_csv_table(file, device=device, threads=threads, keep_going=keep_going)
+        _write_new(out, found.table)
+        console = _console()
+        console.print(f"wrote {out}: {found.describe()}", markup=False, soft_wrap=True)
+        for reason in found.refused[:_MAX_SOURCES]:
+            console.print(f"  refused {reason}", markup=False, soft_wrap=True)
+
+
 def _identify(runtime: str, settings: Mapping[str, "Scalar"]) -> "TableIdentity":
     """The identity of this machine under a runtime with these settings."""
     from ..core.errors import TableError
