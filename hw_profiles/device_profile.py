@@ -51,7 +51,7 @@ class ContextFigure:
     #: the layer's weight and the size of its input, for people
     shape: str
     ratio: float
-    #: half width of the 95 % confidence interval of the ratio
+    #: half width of the ratio's confidence interval, 97 % of the median over blocks of timing
     error: float
     #: seconds of the whole without the option
     none_s: float
