@@ -1,6 +1,7 @@
 import pytest
 from trimtab.core.errors import SpecError
 from trimtab.evaluators.measurement import Estimate, Measurement
+from trimtab.hw_profiles.energy import Energy
 from trimtab.hw_profiles.latency import Latency
 from trimtab.search.answer import answer, describe_relaxation, find_best
 from trimtab.search.budget import Budget
@@ -8,23 +9,27 @@ from trimtab.search.record import Record, Status
 from trimtab.spaces.policy import Policy
 
 
-def make_record(record_id, latency_s=1.0, drop=0.0, size_bytes=100, *, status=Status.COMPLETE, peak=50):
+def make_record(record_id, latency_s=1.0, drop=0.0, size_bytes=100, *, status=Status.COMPLETE, peak=50, joules=1.0):
     measurement = Measurement(
         accuracy_drop=Estimate(drop, 0.0, 100),
         latency=Latency(latency_s, 0.0, 30),
         size_bytes=size_bytes,
         peak_memory_bytes=peak,
+        energy=Energy(joules, 0.0, 1, "rapl"),
     )
     return Record(record_id, Policy({}), status, measurement, 1.0, 0, "test")
 
 
-@pytest.mark.parametrize(("objective", "best_id"), [("latency", 0), ("accuracy", 1), ("size", 2), ("peak_memory", 3)])
+@pytest.mark.parametrize(
+    ("objective", "best_id"), [("latency", 0), ("accuracy", 1), ("size", 2), ("peak_memory", 3), ("energy", 4)]
+)
 def test_best_follows_the_objective(objective, best_id):
     records = [
         make_record(0, latency_s=0.5, drop=0.1, size_bytes=90, peak=60),
         make_record(1, latency_s=0.9, drop=0.0, size_bytes=90, peak=60),
         make_record(2, latency_s=0.9, drop=0.1, size_bytes=10, peak=60),
         make_record(3, latency_s=0.9, drop=0.1, size_bytes=90, peak=10),
+        make_record(4, latency_s=0.9, drop=0.1, size_bytes=90, peak=60, joules=0.5),
     ]
     assert answer(records, Budget(), objective).best.id == best_id
 

@@ -2,6 +2,7 @@ import math
 
 import pytest
 from trimtab.evaluators.measurement import Estimate, Measurement
+from trimtab.hw_profiles.energy import Energy
 from trimtab.hw_profiles.latency import Latency
 from trimtab.search.budget import Budget, pessimistic
 
@@ -42,6 +43,20 @@ def test_latency_without_reference_is_taken_as_it_is():
     assert Budget(reference_s=0.008).normalised_latency_s(Measurement(latency=Latency(0.01, 0.0, 30))) == 0.01
 
 
+def test_energy_is_bounded_whatever_its_source():
+    assert Budget(energy_j=2.0).violation(Measurement(energy=Energy(3.0, 0.0, 1, "rapl"))) == 0.5
+
+
+def test_missing_energy_violates_its_bound_infinitely():
+    assert Budget(energy_j=2.0).violation(Measurement()) == math.inf
+
+
+def test_energy_of_another_source_than_the_originals_is_as_good_as_missing():
+    budget = Budget(energy_j=2.0, energy_source="rapl")
+    assert budget.violation(Measurement(energy=Energy(1.0, 0.0, 0, "table: x"))) == math.inf
+    assert budget.violation(Measurement(energy=Energy(1.0, 0.0, 9, "rapl"))) == 0.0
+
+
 def test_excesses_name_only_the_bounds_that_are_set():
     assert Budget(size_bytes=100).excesses(Measurement(size_bytes=200)) == [("size_bytes", 1.0)]
 
@@ -58,4 +73,6 @@ def test_latency_can_be_asked_to_keep_its_bound_with_95_percent_confidence():
 def test_a_price_states_its_own_error():
     priced = Latency(0.010, 0.0, 0, source="table", standard_error_s=0.002)
     budget = Budget(latency_s=0.012, latency_confidence=0.95)
-    assert budget.violation(Measurement(latency=priced)) == pytest.approx((0.010 + 1.6449 * 0.002) / 0.012 - 1, abs=1e-4)
+    assert budget.violation(Measurement(latency=priced)) == pytest.approx(
+        (0.010 + 1.6449 * 0.002) / 0.012 - 1, abs=1e-4
+    )

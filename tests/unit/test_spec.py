@@ -10,6 +10,7 @@ from trimtab.experiments.launch import resolve_budget
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.spec import Spec
 from trimtab.experiments.spec_file import find_spec, list_recipes, load_spec
+from trimtab.hw_profiles.energy import Energy
 from trimtab.hw_profiles.latency import Latency
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS
 
@@ -80,8 +81,16 @@ def test_objects_are_noted_by_their_type():
 
 
 def test_relative_bounds_refer_to_the_original():
-    spec = load_spec({**LEAST, "budget": {"latency": "0.5x", "size_mb": "0.25x", "peak_memory_mb": 3}})
-    original = Measurement(latency=Latency(0.008, 0.0, 30), size_bytes=1000)
+    bounds = {"latency": "0.5x", "size_mb": "0.25x", "peak_memory_mb": 3, "peak_activation_mb": "2x"}
+    spec = load_spec({**LEAST, "budget": {**bounds, "energy_mj": "0.5x"}})
+    energy = Energy(0.004, 0.0, 9, "rapl")
+    original = Measurement(latency=Latency(0.008, 0.0, 30), size_bytes=1000, peak_activation_bytes=50, energy=energy)
     budget = resolve_budget(spec, original)
     assert (budget.latency_s, budget.size_bytes, budget.peak_memory_bytes) == (0.004, 250.0, 3e6)
+    assert (budget.peak_activation_bytes, budget.energy_j, budget.energy_source) == (100.0, 0.002, "rapl")
     assert budget.reference_s == 0.008
+
+
+def test_absolute_energies_are_in_millijoules():
+    budgets = [load_spec({**LEAST, "budget": {"energy_mj": bound}}) for bound in (3, "3mJ", "3000uJ", "0.003J")]
+    assert [resolve_budget(spec, Measurement()).energy_j for spec in budgets] == pytest.approx([0.003] * 4)

@@ -98,3 +98,14 @@ def test_constants_without_raw_bytes_count_as_they_are_stored():
     tensor = helper.make_tensor("w", onnx.TensorProto.FLOAT, [3], [1.0, 2.0, 3.0])
     assert not tensor.HasField("raw_data")
     assert 12 <= stored_bytes(tensor) <= 12 + 2  # the tag and the length of a packed field
+
+
+def test_half_precision_shrinks_the_file_and_not_what_the_runtime_holds(pipeline, linears):
+    device = build_device(Target("onnxruntime"))
+    held, stored = {}, {}
+    for option in ("none", "float16"):
+        artifact = treated(pipeline, linears, option)
+        held[option] = device.lower(artifact).constant_bytes
+        stored[option] = measure_storage(artifact.model).weights
+    assert held["float16"] == held["none"]
+    assert stored["float16"] < 0.6 * stored["none"]
