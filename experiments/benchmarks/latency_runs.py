@@ -26,6 +26,8 @@ class ModelRuns:
     """What was measured of one network under one runtime."""
 
     model: str
+    #: what kernel tables call it
+    table_name: str
     layers: tuple[Layer, ...]
     #: layer names of each group
     groups: dict[str, tuple[str, ...]]
@@ -36,6 +38,7 @@ class ModelRuns:
         """Returns the fields as JSON values."""
         return {
             "model": self.model,
+            "table_name": self.table_name,
             "layers": [layer.to_json() for layer in self.layers],
             "groups": {name: list(layers) for name, layers in self.groups.items()},
             "designed": [run.to_json() for run in self.designed],
@@ -51,6 +54,7 @@ class ModelRuns:
         ]
         return cls(
             model=value["model"],
+            table_name=value["table_name"],
             layers=tuple(Layer(**layer) for layer in layers),
             groups={name: tuple(members) for name, members in value["groups"].items()},
             designed=tuple(PolicyRun.from_json(run) for run in value["designed"]),
@@ -106,4 +110,4 @@ def _measure(model: str, runtime: str, plan: LearningPlan) -> ModelRuns:
     tested = learner.measure_test(report=report)
     sys.stderr.write("\n")
     groups = {group.name: group.layers for group in preparation.space.groups}
-    return ModelRuns(model, preparation.model.layers, groups, tuple(designed), tuple(tested))
+    return ModelRuns(model, preparation.table_name, preparation.model.layers, groups, tuple(designed), tuple(tested))

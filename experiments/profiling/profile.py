@@ -34,7 +34,7 @@ from ..surrogate import Effort, build_surrogate
 from .accuracy import PriceAccuracy, compare_prices
 from .collect import Collector, PolicyRun
 from .learn import Learner, LearningPlan, add_run
-from .scatter import draw_scatter
+from .scatter import check_matplotlib, draw_scatter
 
 _log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def profile(
         SpecError: a spec does not fit, or its runtime does not tell its kernels; nothing was measured.
         MeasurementError: the machine is too unquiet; the message has the figures.
     """
+    check_matplotlib()
     wanted = [specs] if isinstance(specs, str | Path | dict | Spec) else list(specs)
     resolved = [load_spec(spec) for spec in wanted]
     if not resolved:

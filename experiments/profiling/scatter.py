@@ -1,5 +1,6 @@
 """A picture of prices against measurements."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +11,21 @@ from ...core.errors import SpecError
 Comparison = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def draw_scatter(path: Path, comparison: Comparison, *, title: str) -> None:
-    """Writes a PNG: measured latency against price with its 95 % error bar, and the band of ±10 %.
+def check_matplotlib() -> None:
+    """Makes sure that pictures can be drawn, before anything is measured.
 
     Raises:
         SpecError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise SpecError("matplotlib is not installed; pip install 'trimtab[profile]'") from error
+    if importlib.util.find_spec("matplotlib") is None:
+        raise SpecError("matplotlib is not installed; pip install 'trimtab[profile]'")
+
+
+def draw_scatter(path: Path, comparison: Comparison, *, title: str) -> None:
+    """Writes a PNG: measured latency against price with its 95 % error bar, and the band of ±10 %."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     priced, errors, measured = (1e3 * np.asarray(values) for values in comparison)
     figure = Figure(figsize=(6, 6), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
