@@ -15,15 +15,18 @@ from trimtab.evaluators.openvino_device import find_group_size
 from trimtab.evaluators.testing import DEVICE_CHECKS, DeviceCase, SimulatedDevice, check_device, example_artifact
 from trimtab.hw_profiles.target import Target
 
+#: Inductor calls what PyTorch itself has deprecated
+OWN_WARNINGS = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+
 TARGETS = [
     Target("onnxruntime"),
     Target("openvino"),
     Target("trimtab.evaluators.testing:SimulatedDevice"),
     Target("torch"),
-    pytest.param(Target("torch_compile"), marks=pytest.mark.slow),
+    pytest.param(Target("torch_compile"), marks=[pytest.mark.slow, OWN_WARNINGS]),
     pytest.param(Target("onnxruntime", device="cuda"), marks=pytest.mark.gpu),
     pytest.param(Target("torch", device="cuda"), marks=pytest.mark.gpu),
-    pytest.param(Target("torch_compile", device="cuda"), marks=pytest.mark.gpu),
+    pytest.param(Target("torch_compile", device="cuda"), marks=[pytest.mark.gpu, OWN_WARNINGS]),
     pytest.param(Target("tensorrt", device="cuda"), marks=pytest.mark.gpu),
 ]
 
