@@ -47,6 +47,11 @@ class WantedResources:
     #: prices energy where no counter can be read (about two seconds where one can); None: energy is not wanted
     energy_table: EnergyTable | None = None
 
+    @property
+    def is_any(self) -> bool:
+        """Whether anything is wanted."""
+        return self.peak_memory or self.peak_activation or self.energy_table is not None
+
 
 def check_resources(wanted: WantedResources, device: Device) -> None:
     """Refuses to measure activations where the runtime does not tell what they are.

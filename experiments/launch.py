@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..compressors.artifact import Artifact
 from ..compressors.pipeline import Pipeline
-from ..core.errors import RunError, SpecError
+from ..core.errors import MeasurementError, RunError, SpecError
 from ..core.files import short_digest
 from ..core.names import describe_unknown
 from ..evaluators.measurement import Measurement
-from ..evaluators.resources import ResourceMeter
 from ..hw_profiles.latency import Latency
 from ..search.answer import Answer, answer
 from ..search.baselines import list_baselines
@@ -20,9 +18,9 @@ from ..search.budget import Budget
 from ..search.controller import Observer, SearchPlan, SilentObserver, run_search
 from ..search.journal import Journal
 from ..search.pools import build_pool
-from ..search.record import Record
-from ..search.worker_pool import Limits, WorkerPool
-from ..spaces.policy import GraphTreatment
+from ..search.record import Record, Status
+from ..search.worker_pool import Job, Limits, WorkerPool
+from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.space import Space
 from .benches import SearchBenches
 from .finish import Final, Row, finish_search, write_outcome
@@ -239,11 +237,26 @@ def _plan(preparation: Preparation, budget: Budget) -> SearchPlan:
 
 
 def _measure_original(preparation: Preparation, benches: SearchBenches, pool: WorkerPool) -> Measurement:
-    artifact: Artifact = preparation.original
-    latency = pool.compare([])[0]
-    meter = ResourceMeter(preparation.device, benches.batch, benches.wanted)
-    resources = meter.measure(artifact, preparation.device.load(artifact))
-    return replace(resources, accuracy=benches.evaluator.original, latency=latency, size_bytes=artifact.size_bytes)
+    resources = _measure_resources(pool) if benches.wanted.is_any else Measurement()
+    return replace(
+        resources,
+        accuracy=benches.evaluator.original,
+        accuracy_drop=None,
+        latency=pool.compare([])[0],
+        size_bytes=preparation.original.size_bytes,
+    )
+
+
+def _measure_resources(pool: WorkerPool) -> Measurement:
+    """Measures the untouched policy as a trial is: the device may be on another machine than this process.
+
+    Raises:
+        MeasurementError: the original cannot be measured, so nothing can be compared with it.
+    """
+    (outcome,) = pool.run([Job(-1, Policy({}), seed=0)])
+    if outcome.status is not Status.COMPLETE:
+        raise MeasurementError(f"memory or energy of the original cannot be measured: {outcome.error}")
+    return outcome.measurement
 
 
 def resolve_budget(spec: Spec, original: Measurement) -> Budget:
