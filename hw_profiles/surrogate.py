@@ -105,4 +105,5 @@ class PairwiseSurrogate:
                 where = tuple(slice(None) if other == group else int(vector[other]) for other in edge)
                 costs[group, : table.shape[axis]] += table[where]
         own = costs[np.arange(n_groups), np.asarray(vector[:n_groups], np.intp)]
-        return costs - own[:, None] + self.price(np.asarray(vector)[None])[0]
+        prices: np.ndarray = costs - own[:, None] + self.price(np.asarray(vector)[None])[0]
+        return prices

@@ -71,7 +71,7 @@ def balanced_design(structure: Structure, n_rows: int, rng: np.random.Generator)
             earlier[edge[1]].add(edge[0])
     for group, size in enumerate(structure.sizes):
         keys = [design[:, neighbour] for neighbour in sorted(earlier[group])]
-        order = np.lexsort([rng.random(n_rows), *keys])  # the last key sorts first: the nearest neighbour
+        order = np.lexsort(np.array([rng.random(n_rows), *keys]))  # the last key sorts first: the nearest neighbour
         rounds = math.ceil(n_rows / size)
         dealt = rng.permuted(np.tile(np.arange(size, dtype=np.uint8), (rounds, 1)), axis=1).ravel()
         design[order, group] = dealt[:n_rows]

@@ -61,7 +61,8 @@ class Belief:
     @cached_property
     def covariance(self) -> np.ndarray:
         """(n_terms, n_terms) float64 seconds²."""
-        return self._root.T @ self._root
+        covariance: np.ndarray = self._root.T @ self._root
+        return covariance
 
     @cached_property
     def _root(self) -> np.ndarray:
@@ -72,7 +73,8 @@ class Belief:
     def variance(self, vectors: np.ndarray) -> np.ndarray:
         """Returns (n,) float64 seconds²: x Σ xᵀ of the terms, plus the misfit's."""
         whitened = self.structure.features(vectors) @ self._root.T
-        return np.einsum("ij,ij->i", whitened, whitened) + self.misfit_s**2
+        variance: np.ndarray = np.einsum("ij,ij->i", whitened, whitened) + self.misfit_s**2
+        return variance
 
     def updated(self, rows: Rows) -> "Belief":
         """Returns the belief after seeing rows: Λ' = Λ + XᵀWX, m' = m + Λ'⁻¹ XᵀW (y - X m).
@@ -176,7 +178,9 @@ def measured_prior(belief: Belief, error: TableError | None = None, *, ratio: fl
 class _Prior(Protocol):
     """A prior up to its scale: the rows choose the factor of the covariance."""
 
-    mean: np.ndarray
+    @property
+    def mean(self) -> np.ndarray:
+        """(n_terms,) float64 seconds."""
 
     def gram(self, features: np.ndarray) -> np.ndarray:
         """Returns X P Xᵀ."""
@@ -199,11 +203,13 @@ class _Fresh:
     def gram(self, features: np.ndarray) -> np.ndarray:
         scaled = features * self.deviation
         shared = scaled @ self.kinds
-        return self.own * (scaled @ scaled.T) + (1 - self.own) * (shared @ shared.T)
+        gram: np.ndarray = self.own * (scaled @ scaled.T) + (1 - self.own) * (shared @ shared.T)
+        return gram
 
     def covariance(self) -> np.ndarray:
         scaled = self.deviation[:, None] * self.kinds
-        return (1 - self.own) * (scaled @ scaled.T) + self.own * np.diag(self.deviation**2)
+        covariance: np.ndarray = (1 - self.own) * (scaled @ scaled.T) + self.own * np.diag(self.deviation**2)
+        return covariance
 
 
 @dataclass(frozen=True)
@@ -214,7 +220,8 @@ class _Drifted:
     matrix: np.ndarray
 
     def gram(self, features: np.ndarray) -> np.ndarray:
-        return features @ self.matrix @ features.T
+        gram: np.ndarray = features @ self.matrix @ features.T
+        return gram
 
     def covariance(self) -> np.ndarray:
         return self.matrix
