@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check lint types bench bench-overhead bench-latency shipped-tables data clean
+.PHONY: help env demo test check lint types bench bench-overhead bench-latency bench-surrogate shipped-tables data clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -57,6 +57,9 @@ bench-latency: $(READY) ## how well four methods price policies that they never 
 
 shipped-tables: $(READY) ## write the kernel tables that ship with the package from the measurements of bench-latency
 	$(BIN)/python -m trimtab.experiments.benchmarks.shipped_tables
+
+bench-surrogate: $(READY) ## how many policies of MiniLM level 1 prices a second
+	OMP_NUM_THREADS=1 $(BIN)/python -m trimtab.experiments.benchmarks.surrogate
 
 data: $(READY) ## fetch the mails and Fashion-MNIST into the cache
 	$(BIN)/python -m trimtab.experiments.fetch spam fashion
