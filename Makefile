@@ -61,6 +61,9 @@ shipped-tables: $(READY) ## write the kernel tables that ship with the package f
 bench-surrogate: $(READY) ## how many policies of MiniLM level 1 prices a second
 	OMP_NUM_THREADS=1 $(BIN)/python -m trimtab.experiments.benchmarks.surrogate
 
+bench-predictors: $(READY) ## predictors of unseen kernels, each architecture left out in turn; TABLES='a.jsonl b.jsonl'
+	$(BIN)/python -m trimtab.experiments.benchmarks.predictors $(TABLES)
+
 data: $(READY) ## fetch the mails and Fashion-MNIST into the cache
 	$(BIN)/python -m trimtab.experiments.fetch spam fashion
 

@@ -315,7 +315,8 @@ def describe_kind(kernel: Kernel) -> tuple[str, ...]:
     """
     source, out = _first(kernel.inputs), _first(kernel.outputs)
     weight = _first([tensor for tensor in kernel.inputs[1:] if len(tensor.shape) >= 2])
-    dtypes = f"{source.dtype},{weight.dtype},{out.dtype}"
+    # a runtime packs constant weights beforehand
+    dtypes = f"{source.dtype},{weight.dtype}{'!' * weight.is_constant},{out.dtype}"
     values = kernel.attribute_values
     details = (
         f"{source.layout}>{out.layout},{values.get('activation')},{values.get('channels_last')},{values.get('perm')}"

@@ -10,9 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from ..core.errors import SpecError
+from ..core.registry import Registry
 from .kernel import Kernel
 from .kernel_features import FAMILIES, measure_work
 
+#: what a clock that counts whole microseconds cannot tell from nothing, in seconds
+SHORTEST_S = 3e-7
 #: folds of the cross-validation that sets the error bars
 _N_FOLDS = 5
 #: held-out kernels of the whole that a family's own error factor is shrunk towards
@@ -41,6 +44,31 @@ class KernelPredictor(Protocol):
         ...
 
 
+#: predictor name → factory() -> KernelPredictor
+PREDICTORS: Registry[KernelPredictor] = Registry(
+    "predictor",
+    "trimtab.predictors",
+    {
+        "roofline": "trimtab.hw_profiles.roofline:Roofline",
+        "nearest_neighbours": "trimtab.hw_profiles.neighbours:NearestNeighbours",
+        "gaussian_process": "trimtab.hw_profiles.neighbours:GaussianProcess",
+        "random_forest": "trimtab.hw_profiles.regression:build_random_forest",
+        "gradient_boosting": "trimtab.hw_profiles.regression:build_gradient_boosting",
+    },
+)
+#: the one that docs/adr/0009 chose
+DEFAULT_PREDICTOR = "gaussian_process"
+
+
+def build_predictor(name: str = DEFAULT_PREDICTOR) -> "Calibrated":
+    """Makes an unfitted predictor of this name whose error bars are calibrated when it is fitted.
+
+    Raises:
+        SpecError: there is none of this name; the message lists the known ones.
+    """
+    return Calibrated(PREDICTORS.get(name))
+
+
 def check_timings(kernels: Sequence[Kernel], seconds: np.ndarray) -> np.ndarray:
     """Returns (n,) float64 seconds, checked for `KernelPredictor.fit`.
 
@@ -57,7 +85,7 @@ def check_timings(kernels: Sequence[Kernel], seconds: np.ndarray) -> np.ndarray:
 
 @dataclass
 class Calibrated:
-    """Wraps a predictor so that its errors bars hold for kernels whose *shapes* it never saw.
+    """Wraps a predictor so that its error bars hold for kernels whose *shapes* it never saw.
 
     Folds are made of whole shapes: the int8 and float32 forms of one layer are left out together, as they are when a
     model is new. The errors of the left-out kernels, over the predicted ones, give a factor for each family.
@@ -98,10 +126,6 @@ class Calibrated:
         medians, errors = self._predictor.predict(kernels)
         factors = [self._factors.get(measure_work(kernel).family, self._factors[""]) for kernel in kernels]
         return medians, errors * np.array(factors)
-
-
-#: what a clock that counts whole microseconds cannot tell from nothing
-SHORTEST_S = 3e-7
 
 
 def _find_factors(ratios: np.ndarray, families: np.ndarray) -> dict[str, float]:

@@ -60,11 +60,21 @@ class TreeEnsemble:
         return np.hstack([stack_features(kernels), np.array(codes, float).reshape(len(kernels), 4)])
 
 
+def build_random_forest() -> TreeEnsemble:
+    """Makes an unfitted random forest; nn-Meter uses one, https://doi.org/10.1145/3458864.3467882, section 4.3."""
+    return TreeEnsemble("forest")
+
+
+def build_gradient_boosting() -> TreeEnsemble:
+    """Makes unfitted gradient boosting."""
+    return TreeEnsemble("boosting")
+
+
 def _make_model(method: str) -> Any:
     try:
         from sklearn import ensemble
     except ImportError as error:
-        raise SpecError("scikit-learn is not installed; pip install scikit-learn") from error
+        raise SpecError("scikit-learn is not installed; pip install 'trimtab[forest]'") from error
     if method == "forest":
         return ensemble.RandomForestRegressor(
             n_estimators=100, min_samples_leaf=2, max_features=0.5, random_state=0, n_jobs=1
