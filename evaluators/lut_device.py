@@ -1,8 +1,8 @@
 """A device without a runtime here: a board file says what it fuses, a table what its kernels take."""
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +13,13 @@ import onnx
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError
 from ..hw_profiles.board import Board, load_board
-from ..hw_profiles.kernel import Between, KernelTiming, LoweredGraph, do_nothing
+from ..hw_profiles.kernel import Between, Kernel, KernelTiming, LoweredGraph, do_nothing
+from ..hw_profiles.kernel_table import KernelTable
 from ..hw_profiles.latency import Latency
-from ..hw_profiles.predictors import Calibrated
+from ..hw_profiles.predictors import KernelPredictor
 from ..hw_profiles.price_list import PriceList, fit_predictor
 from ..hw_profiles.pricing import GraphPrice, GraphPricer, MeasuredGraph
 from ..hw_profiles.profile import HardwareProfile
-from ..hw_profiles.regression import TreeEnsemble
 from ..hw_profiles.target import Target
 from .lut_lowering import lower_by_rule
 from .onnxruntime_device import OnnxRuntimeDevice, OnnxRuntimeExecutable
@@ -127,7 +127,29 @@ class LutDevice:
             rest_s = graph.latency_s - _constant_s(board, sum(counts.values()))
             if len(counts) == len(graph.counts) and rest_s > 0:
                 measured.append(MeasuredGraph(counts, rest_s, graph.model))
-        return GraphPricer(PriceList(table, fit_predictor(table, Calibrated(TreeEnsemble))), measured)
+        return GraphPricer(PriceList(table, _LazyPredictor(table)), measured)
+
+
+@dataclass
+class _LazyPredictor:
+    """Learns from a table when the first kernel outside it is asked for; most boards' tables hold all that is."""
+
+    table: KernelTable
+
+    @cached_property
+    def _fitted(self) -> KernelPredictor:
+        fitted = fit_predictor(self.table)
+        if fitted is None:
+            raise SpecError("a table without kernels teaches nothing")
+        return fitted
+
+    def fit(self, kernels: Sequence[Kernel], seconds: np.ndarray) -> None:
+        """Learns from other kernels; see `KernelPredictor.fit`."""
+        self._fitted.fit(kernels, seconds)
+
+    def predict(self, kernels: Sequence[Kernel]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns medians and errors; see `KernelPredictor.predict`."""
+        return self._fitted.predict(kernels)
 
 
 class LutExecutable:
