@@ -105,7 +105,7 @@ def verify(artifact: str | Path, *, data: Any = None, tolerance: float = 0.25) -
 
 
 def _find_device(target: Target) -> Device:
-    """Makes the device of an artifact; for one that is known by a table which is not here, what computes in its place."""
+    """Makes the device of an artifact; where its table is not here, what computes in its place."""
     if target.runtime == LUT_RUNTIME and not Path(target.device).is_file():
         return build_recorded_device(Target("onnxruntime", "cpu", 1, target.batch_size))
     return build_recorded_device(target)
