@@ -84,7 +84,7 @@ def why_slow(profile: DeviceProfile | None, option: str, layer: Layer) -> str | 
         return None
     variant = variant_of(layer.kind, layer.weight_shape, layer.output_shape)
     verdict = profile.find(layer.kind, variant, option)
-    if verdict is None or verdict.pays:
+    if verdict is None or verdict.is_worth_trying:
         return None
     best = verdict.best
     what = f"{layer.kind} ({variant})" if variant else layer.kind

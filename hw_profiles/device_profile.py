@@ -83,10 +83,13 @@ class Verdict:
         """Whether the option is faster in any context, beyond the error."""
         return self.best.ratio + self.best.error < 1.0
 
-    def describe(self) -> str:
-        """Returns the figures in words, those of the best context."""
-        best = self.best
-        return f"{best.ratio:.2f} ± {best.error:.2f} of the time without it ({best.shape}, neighbours {best.context})"
+    @property
+    def is_worth_trying(self) -> bool:
+        """Whether a search should try it: where it pays, and static int8 also where it is no slower beyond the error.
+
+        An int8 layer as fast as the float one may still spare its neighbours their borders.
+        """
+        return self.pays or (self.option == "int8" and any(one.ratio - one.error <= 1.0 for one in self.figures))
 
 
 @dataclass(frozen=True)

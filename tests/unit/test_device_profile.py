@@ -53,6 +53,20 @@ def test_an_option_pays_when_it_is_faster_in_any_context_beyond_the_error(figure
     assert Verdict("conv", "1×1", "int8", tuple(_figure(*one) for one in figures)).pays is pays
 
 
+@pytest.mark.parametrize(
+    ("option", "figures", "is_tried"),
+    [
+        ("int8", [(1.4, 0.1), (0.98, 0.05)], True),
+        ("int8", [(1.4, 0.1), (1.2, 0.05)], False),
+        ("float16", [(1.4, 0.1), (0.98, 0.05)], False),
+        ("float16", [(1.4, 0.1), (0.9, 0.05)], True),
+    ],
+)
+def test_static_int8_is_tried_where_it_is_no_slower_for_the_sake_of_its_neighbours(option, figures, is_tried):
+    verdict = Verdict("conv", "1×1", option, tuple(_figure(*one) for one in figures))
+    assert verdict.is_worth_trying is is_tried
+
+
 def test_a_profile_is_read_as_it_was_written(tmp_path):
     write_device_profile(tmp_path / "p.json", PROFILE)
     assert read_device_profile(tmp_path / "p.json") == PROFILE

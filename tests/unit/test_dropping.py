@@ -1,17 +1,21 @@
 """The space drops what a profile of the device shows to be slower than none; the user overrules."""
 
+from pathlib import Path
+
 import pytest
+import trimtab
 from pydantic import ValidationError
 from trimtab.core.errors import ProfileError
 from trimtab.evaluators.testing import SimulatedDevice
 from trimtab.experiments.device_profiles import find_profile, profile_path, save_profile, why_slow
 from trimtab.experiments.spec import RuleSpec, Spec
-from trimtab.hw_profiles.device_profile import ContextFigure, DeviceProfile, Verdict
+from trimtab.hw_profiles.device_profile import ContextFigure, DeviceProfile, Verdict, read_device_profile
 from trimtab.hw_profiles.target import Target
 from trimtab.spaces.layer import Layer
 from trimtab.spaces.rules import Rule, resolve_options
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS
 
+SHIPPED = Path(trimtab.__file__).parent / "hw_profiles" / "profiles"
 IDENTITY = SimulatedDevice(Target("simulated")).identify()
 LAYERS = [Layer("up", "linear", (32, 64), (-1, 12, 64), 0, 0), Layer("head", "linear", (32, 3), (-1, 3), 0, 0)]
 
@@ -109,6 +113,21 @@ def test_a_named_profile_has_to_fit(tmp_path):
         find_profile(other, str(path))
     with pytest.raises(ProfileError, match="does not exist"):
         find_profile(IDENTITY, str(tmp_path / "no.json"))
+
+
+@pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
+def test_a_shipped_profile_is_found_by_its_device(path):
+    shipped = read_device_profile(path)
+    found = find_profile(shipped.identity)
+    assert found.profile == shipped
+    assert path.name in found.note
+
+
+def test_integers_pay_and_zeros_do_not_in_every_shipped_profile():
+    for profile in map(read_device_profile, SHIPPED.glob("*.json")):
+        assert profile.find("conv", "k×k", "int8").pays
+        assert profile.find("linear", "sequence", "int8").pays
+        assert not profile.find("linear", "sequence", "sparsity 2:4").pays
 
 
 # -- in a spec ------------------------------------------------------------------------------------
