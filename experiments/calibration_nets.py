@@ -42,10 +42,10 @@ class _Graph:
         self.last, self.shape = name, self.shape if shape is None else shape
         return name
 
-    def constant(self, array: np.ndarray) -> str:
+    def constant(self, array: np.ndarray | np.floating) -> str:
         """Adds an initialiser and returns its name."""
         name = f"w_{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(array, name))
+        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
         return name
 
     def weight(self, *shape: int) -> str:

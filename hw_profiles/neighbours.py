@@ -34,7 +34,8 @@ def _place(kernels: Sequence[Kernel]) -> np.ndarray:
 
 def _square_distances(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     squares = (left**2).sum(1)[:, None] + (right**2).sum(1)[None] - 2 * left @ right.T
-    return np.maximum(squares, 0.0)
+    clipped: np.ndarray = np.maximum(squares, 0.0)
+    return clipped
 
 
 def _encode_kinds(kernels: Sequence[Kernel], codes: dict[str, int]) -> np.ndarray:

@@ -77,10 +77,10 @@ def evaluate(table: KernelTable, make: Callable[[], KernelPredictor]) -> Errors:
         raise SpecError(f"graphs of at least two architectures are needed, got {', '.join(architectures) or 'none'}")
     found = [_leave_out(table, architecture, make) for architecture in architectures]
     return Errors(
-        *(
-            np.concatenate([getattr(errors, part) for errors in found])
-            for part in ("logs", "predicted", "seconds", "policies")
-        ),
+        logs=np.concatenate([errors.logs for errors in found]),
+        predicted=np.concatenate([errors.predicted for errors in found]),
+        seconds=np.concatenate([errors.seconds for errors in found]),
+        policies=np.concatenate([errors.policies for errors in found]),
         fit_s=float(np.mean([errors.fit_s for errors in found])),
         predict_s=float(np.mean([errors.predict_s for errors in found])),
     )
