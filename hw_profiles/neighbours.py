@@ -57,9 +57,9 @@ class _Members:
     kinds: np.ndarray
     #: (n,) natural logarithm of time over roofline
     residuals: np.ndarray
-    #: what a Gaussian process keeps: lower triangle, weights, and (scale, length, noise)
-    factor: np.ndarray | None = None
-    weights: np.ndarray | None = None
+    #: what a Gaussian process keeps: the inverse of its lower triangle, weights, and (scale, length, noise)
+    whitener: np.ndarray = field(default_factory=lambda: np.empty((0, 0)))
+    weights: np.ndarray = field(default_factory=lambda: np.empty(0))
     settings: tuple[float, float, float] = (1.0, 1.0, 0.1)
 
 
@@ -122,7 +122,7 @@ class GaussianProcess:
             kinds = _kind_distances(_encode_kinds(own, self._codes), members.kinds)
             likeness = _likeness(squares, kinds, length)
             medians[mine] *= np.exp(likeness @ members.weights)
-            told = np.linalg.solve(members.factor, likeness.T)  # type: ignore[arg-type]
+            told = members.whitener @ likeness.T
             errors[mine] = scale * np.sqrt(np.maximum(1.0 - (told**2).sum(0), 0.0) + noise)
         return medians, errors
 
@@ -154,8 +154,10 @@ def _condition(members: _Members) -> None:
             best = min(best, (_surprise(likeness, members.residuals[some], noise), length, noise))
     _, length, noise = best
     factor = np.linalg.cholesky(_likeness(squares, kinds, length) + noise * np.eye(len(squares)))
-    whitened = np.linalg.solve(factor, members.residuals)
-    members.factor, members.weights = factor, np.linalg.solve(factor.T, whitened)
+    # inverted once, so that a prediction is two products; the noise keeps it well conditioned
+    members.whitener = np.linalg.inv(factor)
+    whitened = members.whitener @ members.residuals
+    members.weights = members.whitener.T @ whitened
     members.settings = (_scale(whitened), length, noise)
 
 

@@ -25,7 +25,7 @@ from ...hw_profiles.table_file import read_table
 _TEACHERS = "synthetic"
 _HEADINGS = (
     "predictor", "kernel MAPE", "by time", "policy MAPE", "bias", "within 5 %", "within 10 %", "within 1 s.e.", "fit s",
-    "200 kernels ms",
+    "200 kernels, ms",
 )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def main(paths: Sequence[str]) -> None:
     """Prints one comparison per kernel table."""
     if not paths:
         raise SystemExit("which kernel tables? make bench-predictors TABLES='a.jsonl b.jsonl'")
-    console = Console()
+    console = Console(width=140)
     for path in paths:
         console.print(compare(read_table(Path(path)), Path(path).stem))
 
@@ -104,11 +104,11 @@ def _leave_out(table: KernelTable, architecture: str, make: Callable[[], KernelP
     known = _kernels(table, shared & times.keys())
     unseen = _kernels(table, {name for graph in own for name, _ in graph.counts} - shared & times.keys(), times)
     predictor = make()
-    start_s = time.perf_counter()
+    start_s = time.process_time()
     predictor.fit(known, np.array([times[kernel.id] for kernel in known]))
-    fitted_s = time.perf_counter()
+    fitted_s = time.process_time()
     medians, predicted = predictor.predict(unseen)
-    predict_s = (time.perf_counter() - fitted_s) / max(len(unseen), 1)
+    predict_s = (time.process_time() - fitted_s) / max(len(unseen), 1)
     seconds = np.array([max(times[kernel.id], SHORTEST_S) for kernel in unseen])
     guesses = dict(zip((kernel.id for kernel in unseen), medians.tolist(), strict=True))
     policies = np.array([_sum(graph, {**times, **guesses}) / _sum(graph, times) - 1 for graph in own])
