@@ -41,8 +41,8 @@ class Device(Protocol):
 
 
 @runtime_checkable
-class KernelDevice(Device, Protocol):
-    """A device whose runtime tells which kernels it makes of a model, and how long each takes."""
+class LoweringDevice(Device, Protocol):
+    """A device that tells which kernels it makes of a model."""
 
     def lower(self, artifact: Artifact) -> LoweredGraph:
         """Returns the kernels that `load` would make of an artifact; nothing is run.
@@ -51,6 +51,11 @@ class KernelDevice(Device, Protocol):
             MeasurementError: the runtime refuses the model.
         """
         ...
+
+
+@runtime_checkable
+class KernelDevice(LoweringDevice, Protocol):
+    """A device that tells how long each kernel takes, too."""
 
     def time_kernels(
         self, artifact: Artifact, inputs: Mapping[str, np.ndarray], *, runs: int = 20, between: Between = do_nothing

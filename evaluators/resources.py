@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,7 +14,7 @@ from ..hw_profiles.energy_counters import POWERCAP, find_counter
 from ..hw_profiles.energy_table import EnergyTable
 from ..hw_profiles.kernel import LoweredGraph
 from ..hw_profiles.liveness import measure_liveness
-from .device import Device, Executable
+from .device import Device, Executable, LoweringDevice
 from .latency import SelfTiming, TimingSettings
 from .measurement import Measurement
 from .memory import measure_peak_memory
@@ -25,15 +24,6 @@ _log = logging.getLogger(__name__)
 
 #: runtimes lay activations out at multiples of this many bytes
 _ALIGNMENT = 64
-
-
-@runtime_checkable
-class LoweringDevice(Protocol):
-    """A device that tells which kernels it makes of an artifact; part of `KernelDevice`."""
-
-    def lower(self, artifact: Artifact) -> LoweredGraph:
-        """Returns the kernels; nothing is run."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

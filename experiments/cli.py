@@ -98,11 +98,15 @@ def profile(
     runs: Annotated[Path, typer.Option(help="The folder that receives each profile's folder.")] = Path("runs"),
     policies: Annotated[int, typer.Option(min=4, max=1000, help="Designed policies to measure per model.")] = 24,
     tests: Annotated[int, typer.Option(min=4, max=1000, help="Mixed policies to test the prices on.")] = 16,
+    max_noise: Annotated[
+        float, typer.Option(min=0.01, max=10.0, help="Refuse a machine on which one model differs more from itself.")
+    ] = 0.15,
     again: Annotated[bool, typer.Option("--again", help="Measure the device anew, too.")] = False,
     as_json: _Json = False,
 ) -> None:
     """Measure a device for some models: what pays there, and a kernel table that knows what policies cost."""
     with _named_errors():
+        from ..evaluators.quietness import Quietness
         from .profile_tables import print_device_profile
         from .profiling.learn import LearningPlan
         from .profiling.profile import profile as measure
@@ -110,7 +114,7 @@ def profile(
 
         console = _console()
         with TerminalProgress(console) as progress:
-            plan_ = LearningPlan(n_designed=policies, n_test=tests)
+            plan_ = LearningPlan(n_designed=policies, n_test=tests, quietness=Quietness(refused=max_noise))
             results = measure(specs, runs=runs, plan=plan_, progress=progress, again=again)
         if as_json:
             _print_json({"profiles": [result.to_json() for result in results]})

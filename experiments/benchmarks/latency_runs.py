@@ -99,7 +99,7 @@ def _measure(model: str, runtime: str, plan: LearningPlan) -> ModelRuns:
         raise SystemExit(f"{runtime} does not tell its kernels")
     batch = take_batch(preparation.dataset.validation, 0, device.target.batch_size)
     collector = Collector(device, preparation.pipeline, preparation.space, batch)
-    edges = find_edges(preparation.model, preparation.space.groups).pairs
+    edges = find_edges(preparation.model, preparation.space.groups)
 
     def report(done: int, of: int) -> None:
         sys.stderr.write(f"\r{runtime} {model}: {done} of {of} policies ")

@@ -3,16 +3,19 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ...core.errors import MeasurementError, PolicyError
+from ...evaluators.latency import TimingSettings
+from ...evaluators.quietness import Quietness
 from ...hw_profiles.kernel import Kernel
 from ...hw_profiles.kernel_table import GraphObservation, KernelTable
 from ...hw_profiles.price_list import build_pricer
+from ...hw_profiles.surrogate_terms import Edges
 from ...spaces.policy import Policy
-from .collect import Collector, PolicyRun
+from .collect import DEFAULT_TIMING, Collector, PolicyRun
 from .design import draw_mixed, list_candidates
 
 _log = logging.getLogger(__name__)
@@ -29,13 +32,17 @@ class LearningPlan:
     n_designed: int = 24
     #: measured whole, never fitted on
     n_test: int = 16
-    #: mixed policies among those that the designed ones are chosen from
-    n_mixed: int = 48
+    #: policies beside the uniform ones that the designed ones are chosen from
+    n_candidates: int = 96
     #: seconds for lowering candidates; when they are over, the choice is among those lowered so far
     max_lowering_s: float = 45.0
     #: prices of lowered policies that the surrogate of each combination of graph-wide choices may cost
     n_surrogate: int = 128
     seed: int = 0
+    #: how unquiet the machine may be
+    quietness: Quietness = field(default_factory=Quietness)
+    #: how long a whole policy is timed
+    timing: TimingSettings = DEFAULT_TIMING
 
 
 #: told after every measured policy: (done, of how many)
@@ -55,11 +62,11 @@ class Learner:
     """Measures one model on one device."""
 
     collector: Collector
-    #: pairs of positions of groups that share kernels
-    edges: Sequence[tuple[int, int]]
+    #: groups that share kernels
+    edges: Edges
     #: names the model in tables
     model: str
-    plan: LearningPlan = LearningPlan()
+    plan: LearningPlan = field(default_factory=LearningPlan)
     #: told every designed policy as soon as it is measured, with its number
     keep: Callable[[PolicyRun, int], None] = _forget
 
@@ -70,8 +77,10 @@ class Learner:
             table: what is known already; it is not changed.
             report: told after every policy.
         """
-        rng = np.random.default_rng(self.plan.seed)
-        candidates = self._lower(list_candidates(self.collector.space, self.edges, self.plan.n_mixed, rng))
+        listed = list_candidates(
+            self.collector.space, self.edges, n_policies=self.plan.n_candidates, seed=self.plan.seed
+        )
+        candidates = self._lower(listed)
         policies, graphs = [policy for policy, _ in candidates], [counts for _, counts in candidates]
         known = KernelTable(table.identity)
         known.merge(table)
@@ -107,7 +116,6 @@ class Learner:
     def _lower(self, policies: Sequence[Policy]) -> list[tuple[Policy, dict[Kernel, int]]]:
         lowered = []
         deadline_s = time.monotonic() + self.plan.max_lowering_s
-        # uniform policies stand first, so a strided order would lose them: they are kept, the rest is cut
         for policy in policies:
             if time.monotonic() > deadline_s and len(lowered) > 2 * self.plan.n_designed:
                 break

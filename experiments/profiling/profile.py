@@ -4,7 +4,7 @@ import datetime
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from ...core.cache import cache_folder
 from ...core.errors import MeasurementError, SpecError
 from ...evaluators.accuracy import take_batch
 from ...evaluators.device import KernelDevice
+from ...evaluators.latency import TimingSettings
 from ...evaluators.microbenchmarks import measure_device
 from ...evaluators.quietness import NullTest, require_quiet, run_null_test
 from ...hw_profiles.device_profile import DeviceProfile
@@ -153,11 +154,11 @@ class _Session:
         with self._folder.logging():
             collector = self._collector(self._preparation)
             self._progress("checking that the machine is quiet", 0, 0)
-            null_test = run_null_test(self._device, collector.build_original(), collector.batch)
-            noise = float(np.hypot(NOISE, require_quiet(null_test)))
+            null_test = run_null_test(self._device, collector.build_original(), collector.batch, self._null_timing())
+            noise = float(np.hypot(NOISE, require_quiet(null_test, self._plan.quietness)))
             device = self._profile_device(again=again)
             before = open_table(self._identity, cache_folder())
-            learner = Learner(collector, self._edges.pairs, self._model, self._plan, keep=self._keep)
+            learner = Learner(collector, self._edges, self._model, self._plan, keep=self._keep)
             designed = learner.measure_designed(before, report=self._report("designed policies"))
             after = open_table(self._identity, cache_folder())
             tested = learner.measure_test(report=self._report("test policies"))
@@ -187,7 +188,10 @@ class _Session:
 
     def _collector(self, preparation: Preparation) -> Collector:
         batch = take_batch(preparation.dataset.validation, 0, self._device.target.batch_size)
-        return Collector(self._device, preparation.pipeline, preparation.space, batch)
+        return Collector(self._device, preparation.pipeline, preparation.space, batch, self._plan.timing)
+
+    def _null_timing(self) -> TimingSettings:
+        return replace(self._plan.timing, min_runs=20, min_time_s=min(0.1, self._plan.timing.min_time_s))
 
     def _profile_device(self, *, again: bool) -> DeviceProfile:
         identity = self._device.identify()
