@@ -79,9 +79,7 @@ def test_a_noisy_machine_widens_errors_by_the_worst_that_the_interval_allows():
 
 
 def test_an_unquiet_machine_is_refused_with_the_figures():
-    with pytest.raises(
-        MeasurementError, match=r"by \+9\.0% \(from \+1\.0% to \+22\.0%\); close what"
-    ):
+    with pytest.raises(MeasurementError, match=r"by \+9\.0% \(from \+1\.0% to \+22\.0%\); close what"):
         require_quiet(NullTest(0.09, 0.01, 0.22))
 
 
