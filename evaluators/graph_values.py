@@ -24,7 +24,7 @@ _MAX_SHAPE_ELEMENTS = 1024
 QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Node:
     """One operator of the graph."""
 

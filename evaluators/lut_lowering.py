@@ -138,7 +138,8 @@ class _Lowerer:
         live = [name for name in anchor if not self._is_weight(name)]
         weights = [name for name in anchor if self._is_weight(name)]
         has_weights = all(map(self._is_dequantized, weights))
-        has_live = bool(live) and all(map(self._is_dequantized, live))
+        others = [name for node in nodes[1:] for name in node.inputs if name and self._is_operand(name, nodes)]
+        has_live = bool(live) and all(map(self._is_dequantized, (*live, *others)))
         reader = self._values.sole_reader(nodes[-1].outputs[0])
         quantize = reader if reader is not None and reader.op == QUANTIZE and has_live else None
         fits = {
@@ -152,6 +153,11 @@ class _Lowerer:
         every = [name for node in nodes for name in node.inputs if name and self._is_dequantized(name)]
         absorbed = frozenset(name for name in every if has_live or self._is_weight(name))
         return _Chain(nodes, absorbed, quantize, quantizes_weights=need == "activations" and bool(weights))
+
+    def _is_operand(self, name: str, nodes: tuple[Node, ...]) -> bool:
+        """Whether a chain reads a value from outside that is computed while the model runs."""
+        producer = self._values.producer(name)
+        return not self._is_weight(name) and producer not in nodes
 
     def _is_large(self, name: str) -> bool:
         return not self._is_weight(name) or is_counted(self._values.tensor(name))

@@ -30,7 +30,7 @@ _MAX_SHOWN = 5
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "op": ("ops", "operator", "operators", "optype", "kernel", "layertype"),
     "input_shapes": ("input_shape", "inputs", "input", "in_shape", "ishape", "input_dims"),
-    "weight_shapes": ("weight_shape", "weights", "weight", "kernel_shape", "filter_shape", "constants"),
+    "weight_shapes": ("weight_shape", "weights", "weight", "filter_shape", "constants"),
     "output_shapes": ("output_shape", "outputs", "output", "out_shape", "oshape", "output_dims"),
     "dtypes": ("dtype", "type", "types", "data_type", "datatypes", "precision"),
     "attributes": ("attribute", "attrs", "attr", "params", "parameters"),

@@ -114,7 +114,7 @@ def parse_rule(content: Any, *, where: str = "fusion") -> FusionRule:
         SpecError: saying where and what to do; unknown keys with the nearest known one.
     """
     mapping = StrictMapping(content, ("patterns", "free", "integer", "fold_constants"), where)
-    texts = mapping.list("patterns", maximum=MAX_PATTERNS)
+    texts = mapping.sequence("patterns", maximum=MAX_PATTERNS)
     patterns = tuple(Pattern.parse(text, where=f"{where}.patterns[{i}]") for i, text in enumerate(texts))
     free = frozenset(mapping.names("free", _OPERATOR))
     needs = mapping.mapping("integer")

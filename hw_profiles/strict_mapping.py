@@ -65,16 +65,16 @@ class StrictMapping:
             raise SpecError(f"{self._where}.{key} must be a number from 0 to {maximum:g}, got {value!r:.80}")
         return float(value)
 
-    def list(self, key: str, *, maximum: int = 1000) -> "list[Any]":
+    def sequence(self, key: str, *, maximum: int = 1000) -> list[Any]:
         """Returns a list; empty where the key is missing."""
         value = self._get(key, [])
         if not isinstance(value, list) or len(value) > maximum:
             raise SpecError(f"{self._where}.{key} must be a list of at most {maximum} entries, got {value!r:.80}")
         return value
 
-    def names(self, key: str, form: "re.Pattern[str]") -> "list[str]":
+    def names(self, key: str, form: "re.Pattern[str]") -> list[str]:
         """Returns a list of names that have a form."""
-        names = self.list(key)
+        names = self.sequence(key)
         for i, name in enumerate(names):
             if not isinstance(name, str) or not form.fullmatch(name):
                 raise SpecError(f"{self._where}.{key}[{i}]: {name!r:.80} is not a name that can stand here")
