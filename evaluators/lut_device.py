@@ -180,7 +180,7 @@ class LutExecutable:
     def stated_latency(self) -> Latency:
         """The price as a latency: from the table, or from the model where some of it is predicted."""
         source = "model" if self.price.unseen_share > 0 else "table"
-        return Latency(self.price.seconds, 0.0, 1, source=source)
+        return Latency(self.price.seconds, 0.0, 1, source=source, standard_error_s=self.price.standard_error_s)
 
 
 def _constant_s(board: Board, n_kernels: int) -> float:

@@ -131,8 +131,8 @@ class _Lowerer:
 
     def _resolve_integers(self, nodes: tuple[Node, ...]) -> _Chain:
         """Decides whether a kernel runs as integers, and which conversions it then does itself."""
-        need = self._rule.integer.get(nodes[0].op)
-        if need is None:
+        need = self._rule.integer_need([node.op for node in nodes])
+        if need == "never":
             return _Chain(nodes)
         anchor = [name for name in nodes[0].inputs if name and self._is_large(name)]
         live = [name for name in anchor if not self._is_weight(name)]

@@ -4,7 +4,7 @@ The notation is described in docs/lut-format.md; `trimtab.evaluators.lut_lowerin
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,8 @@ _OPERATOR = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 MAX_PATTERNS, MAX_STAGES = 200, 16
 #: What of a kernel must be quantised in the graph, at the least, for it to run as integers: inputs, weight and output;
 #: inputs and output, since the device quantises constant weights by itself; inputs and weight; the weight.
-INTEGER_NEEDS = ("all", "activations", "inputs", "weight")
+#: ``never`` takes longer chains out.
+INTEGER_NEEDS = ("all", "activations", "inputs", "weight", "never")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class FusionRule:
     patterns: tuple[Pattern, ...] = ()
     #: operators that cost nothing: they only see their first input under another shape
     free: frozenset[str] = frozenset()
-    #: first operator of a kernel → what must be quantised for it to run as integers, see `INTEGER_NEEDS`
+    #: how a chain begins (``Conv``, ``Conv+Add``) → what must be quantised for it to run as integers (`INTEGER_NEEDS`)
     integer: Mapping[str, str] = field(default_factory=dict)
     #: what depends on constants alone is computed when the model is loaded
     folds_constants: bool = True
@@ -98,9 +99,18 @@ class FusionRule:
     @property
     def operators(self) -> frozenset[str]:
         """Every operator that it names."""
-        return frozenset(
-            {*self.free, *self.integer, *(name for pattern in self.patterns for name in pattern.operators)}
-        )
+        in_patterns = (name for pattern in self.patterns for name in pattern.operators)
+        in_chains = (name for chain in self.integer for name in chain.split("+"))
+        return frozenset({*self.free, *in_patterns, *in_chains})
+
+    def integer_need(self, chain: Sequence[str]) -> str:
+        """Returns what must be quantised for a chain to run as integers: the longest beginning that is stated counts.
+
+        >>> FusionRule(integer={"Conv": "all", "Conv+Add": "never"}).integer_need(["Conv", "Add", "Relu"])
+        'never'
+        """
+        beginnings = ("+".join(chain[:length]) for length in range(len(chain), 0, -1))
+        return next((self.integer[name] for name in beginnings if name in self.integer), "never")
 
 
 def parse_rule(content: Any, *, where: str = "fusion") -> FusionRule:
@@ -119,8 +129,8 @@ def parse_rule(content: Any, *, where: str = "fusion") -> FusionRule:
     free = frozenset(mapping.names("free", _OPERATOR))
     needs = mapping.mapping("integer")
     for operator, need in needs.items():
-        if not isinstance(operator, str) or not _OPERATOR.fullmatch(operator):
-            raise SpecError(f"{where}.integer: {operator!r:.80} is not an operator's name")
+        if not isinstance(operator, str) or not all(map(_OPERATOR.fullmatch, operator.split("+"))):
+            raise SpecError(f"{where}.integer: {operator!r:.80} is not an operator's name, or a chain such as Conv+Add")
         if need not in INTEGER_NEEDS:
             raise SpecError(f"{where}.integer.{operator} must be one of {', '.join(INTEGER_NEEDS)}, got {need!r:.80}")
     both = sorted(free & {name for pattern in patterns for name in pattern.operators})

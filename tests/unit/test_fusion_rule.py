@@ -35,7 +35,7 @@ def test_a_mistake_in_a_pattern_is_located(text, message):
         ({"patterns": ["Conv", "Conv > "]}, r"fusion\.patterns\[1\] 'Conv > ', stage 2"),
         ({"patterns": "Conv"}, r"fusion\.patterns must be a list"),
         ({"free": ["Reshape", 3]}, r"fusion\.free\[1\]: 3"),
-        ({"integer": {"Conv": "most"}}, r"fusion\.integer\.Conv must be one of all, activations, inputs, weight"),
+        ({"integer": {"Conv": "most"}}, r"integer\.Conv must be one of all, activations, inputs, weight, never"),
         ({"integer": {"Conv layer": "all"}}, r"'Conv layer' is not an operator's name"),
         ({"fold_constants": 1}, r"fusion\.fold_constants must be true or false, got 1"),
         ({"patterns": ["Conv > Relu"], "free": ["Relu"]}, r"Relu stands in a pattern and in free"),

@@ -168,6 +168,29 @@ def test_conversions_are_absorbed_by_kernels_that_run_as_integers(need, model_of
     assert describe(lower(qdq_conv(**model_of), rule)) == expected
 
 
+def test_longer_chains_can_be_kept_from_integers():
+    nodes = [
+        *quantized("x", "x"), UNPACK, conv("x_d", "c"), ("Add", ["c", "x_d"], ["a"], {}), *quantized("a", "a"),
+        ("Sigmoid", ["a_d"], ["y"], {}),
+    ]  # fmt: skip
+    proto, tail = model(nodes, IMAGE, ["y"], **INT8_WEIGHT), "Sigmoid:float32>float32"
+    assert describe(lower(proto, {**CONV_RULE, "integer": {"Conv": "all"}})) == [
+        IN, "Conv+Add:uint8/int8/uint8>uint8", OUT, tail,
+    ]  # fmt: skip
+    assert describe(lower(proto, {**CONV_RULE, "integer": {"Conv": "all", "Conv+Add": "never"}})) == [
+        IN, OUT, "Conv+Add:float32/float32/float32>float32", IN, OUT, tail,
+    ]  # fmt: skip
+
+
+def test_a_residual_that_is_not_quantised_keeps_a_kernel_from_integers():
+    nodes = [
+        ("Relu", ["x"], ["r"], {}), *quantized("x", "x"), UNPACK, conv("x_d", "c"), ("Add", ["c", "r"], ["a"], {}),
+        *quantized("a", "a"), ("Sigmoid", ["a_d"], ["y"], {}),
+    ]  # fmt: skip
+    kernels = describe(lower(model(nodes, IMAGE, ["y"], **INT8_WEIGHT), {**CONV_RULE, "integer": {"Conv": "all"}}))
+    assert "Conv+Add:float32/float32/float32>float32" in kernels
+
+
 def test_a_compressed_weight_can_be_read_as_it_is():
     proto = model([UNPACK, conv("x", "y")], IMAGE, ["y"], **INT8_WEIGHT)
     assert describe(lower(proto, {**CONV_RULE, "integer": {"Conv": "weight"}})) == ["Conv:float32/int8>float32"]
