@@ -1,6 +1,7 @@
 """The contract of every device. A new device is one line in TARGETS."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,12 +14,16 @@ from trimtab.evaluators.device import build_device
 from trimtab.evaluators.latency import SelfTiming, TimingSettings, measure_latency
 from trimtab.evaluators.openvino_device import find_group_size
 from trimtab.evaluators.testing import DEVICE_CHECKS, DeviceCase, SimulatedDevice, check_device, example_artifact
+from trimtab.experiments.spec_file import find_spec
 from trimtab.hw_profiles.target import Target
 
 #: Inductor calls what PyTorch itself has deprecated
 OWN_WARNINGS = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 
+BOARD = Path(find_spec("digits-board")).parent / "boards" / "xeon.yaml"
+
 TARGETS = [
+    Target("lut", device=str(BOARD)),
     Target("onnxruntime"),
     Target("openvino"),
     Target("trimtab.evaluators.testing:SimulatedDevice"),
@@ -33,7 +38,7 @@ TARGETS = [
 BATCHES = [1, 3]
 
 
-@pytest.fixture(params=TARGETS, ids=lambda target: f"{target.runtime}-{target.device}")
+@pytest.fixture(params=TARGETS, ids=lambda target: f"{target.runtime}-{Path(target.device).stem}")
 def target(request):
     if request.node.get_closest_marker("gpu"):
         try:
