@@ -1,7 +1,7 @@
 """Energy priced from a table of joules per operation and per byte, for devices that count none."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class EnergyTable:
         model_bytes = graph.constant_bytes + measure_liveness(graph).peak_bytes
         least_pj = most_pj = 0.0
         for kernel in graph.kernels:
-            work = _work_of_every_run(kernel)
+            work = measure_work(kernel)
             here, far = self.byte_pj(work.moved_bytes), self.byte_pj(model_bytes)
             live_bytes = work.read_bytes + work.written_bytes
             arithmetic_pj = self._arithmetic_pj(kernel, work)
@@ -117,16 +117,6 @@ def load_energy_table(path: Path | None = None) -> EnergyTable:
     if not sizes or sizes[-1] is not None or None in sizes[:-1] or sizes[:-1] != sorted(sizes[:-1]):  # type: ignore[type-var]
         raise SpecError(f"energy table {source}: access_pj must ascend in up_to_bytes and end with null, got {sizes}")
     return table
-
-
-def _work_of_every_run(kernel: Kernel) -> KernelWork:
-    work = measure_work(kernel)
-    if short_op(kernel) != "DequantizeLinear" or not all(tensor.is_constant for tensor in kernel.inputs):
-        return work
-    # ONNX Runtime unpacks stored weights anew in every run (seen in its profile)
-    written = sum(tensor.n_bytes for tensor in kernel.outputs)
-    n_elements = sum(tensor.n_elements for tensor in kernel.outputs)
-    return replace(work, family="convert", flops=float(n_elements), written_bytes=float(written))
 
 
 def arithmetic_dtype(kernel: Kernel) -> str:

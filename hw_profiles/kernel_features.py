@@ -120,8 +120,6 @@ def short_op(kernel: Kernel) -> str:
 
 def find_family(kernel: Kernel) -> str:
     """Returns which of `FAMILIES` a kernel belongs to."""
-    if all(tensor.is_constant for tensor in kernel.inputs) and kernel.inputs:
-        return "view"  # folded when the model is loaded
     op = short_op(kernel)
     if op == "Subgraph" and _looks_like_attention(kernel):
         return "attention"

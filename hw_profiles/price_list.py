@@ -7,9 +7,8 @@ import numpy as np
 
 from .kernel import Kernel
 from .kernel_table import IQR_PER_SD, KernelTable
-from .predictors import Calibrated, KernelPredictor
+from .predictors import KernelPredictor, build_predictor
 from .pricing import NOISE, GraphPricer, KernelPrice, MeasuredGraph
-from .regression import TreeEnsemble
 
 #: what a kernel is taken to cost when there is neither an entry nor anything to predict from: a guess, and marked so
 _GUESS = KernelPrice(5e-6, 1.0, "model")
@@ -70,14 +69,9 @@ def build_pricer(
     return GraphPricer(PriceList(table, predictor), measured, noise)
 
 
-def make_predictor() -> KernelPredictor:
-    """Makes the predictor that the comparison of docs/adr/0009-predicting-unseen-kernels.md chose."""
-    return Calibrated(TreeEnsemble)
-
-
 def fit_predictor(table: KernelTable) -> KernelPredictor | None:
     """Fits the predictor of choice to a table; None where the table is empty."""
-    predictor = make_predictor()
+    predictor = build_predictor()
     kernels = table.kernels()
     latencies = [table.latency(kernel) for kernel in kernels]
     if not kernels:
