@@ -98,6 +98,9 @@ def profile(
     runs: Annotated[Path, typer.Option(help="The folder that receives each profile's folder.")] = Path("runs"),
     policies: Annotated[int, typer.Option(min=4, max=1000, help="Designed policies to measure per model.")] = 24,
     tests: Annotated[int, typer.Option(min=4, max=1000, help="Mixed policies to test the prices on.")] = 16,
+    nets: Annotated[
+        int, typer.Option(min=0, max=1000, help="Random networks to measure too: models never seen are priced better.")
+    ] = 0,
     max_noise: Annotated[
         float, typer.Option(min=0.01, max=10.0, help="Refuse a machine on which one model differs more from itself.")
     ] = 0.15,
@@ -114,7 +117,9 @@ def profile(
 
         console = _console()
         with TerminalProgress(console) as progress:
-            plan_ = LearningPlan(n_designed=policies, n_test=tests, quietness=Quietness(refused=max_noise))
+            plan_ = LearningPlan(
+                n_designed=policies, n_test=tests, n_networks=nets, quietness=Quietness(refused=max_noise)
+            )
             results = measure(specs, runs=runs, plan=plan_, progress=progress, again=again)
         if as_json:
             _print_json({"profiles": [result.to_json() for result in results]})

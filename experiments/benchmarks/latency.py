@@ -23,7 +23,7 @@ from .latency_runs import ModelRuns, identify, obtain_runs
 
 MODELS = ("resnet8", "resnet18", "mobilenet_v2", "convnext", "efficientnet_b0", "minilm", "vit_tiny")
 RUNTIMES = ("onnxruntime", "openvino")
-PLAN = LearningPlan(n_designed=32, n_test=40)
+PLAN = LearningPlan(n_designed=28, n_test=40)
 
 _Method = Callable[[ModelRuns, Sequence[ModelRuns]], Prices | None]
 

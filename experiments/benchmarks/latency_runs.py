@@ -98,7 +98,7 @@ def _measure(model: str, runtime: str, plan: LearningPlan) -> ModelRuns:
     if not isinstance(device, KernelDevice):
         raise SystemExit(f"{runtime} does not tell its kernels")
     batch = take_batch(preparation.dataset.validation, 0, device.target.batch_size)
-    collector = Collector(device, preparation.pipeline, preparation.space, batch)
+    collector = Collector(device, preparation.pipeline, preparation.space, batch, plan.timing)
     edges = find_edges(preparation.model, preparation.space.groups)
 
     def report(done: int, of: int) -> None:

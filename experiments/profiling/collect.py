@@ -18,8 +18,8 @@ from ...spaces.policy import GraphTreatment, Policy
 from ...spaces.space import Space
 
 #: long enough for the median of a model of 5 ms to be known to about 1 %
-DEFAULT_TIMING = TimingSettings(min_runs=30, min_time_s=0.5, max_time_s=8.0)
-_KERNEL_RUNS = 20
+DEFAULT_TIMING = TimingSettings(warm_up_runs=8, min_runs=20, min_time_s=0.5, max_time_s=8.0)
+_KERNEL_RUNS = 12
 
 
 @dataclass(frozen=True)

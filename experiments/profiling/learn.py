@@ -35,9 +35,11 @@ class LearningPlan:
     #: policies beside the uniform ones that the designed ones are chosen from
     n_candidates: int = 96
     #: seconds for lowering candidates; when they are over, the choice is among those lowered so far
-    max_lowering_s: float = 45.0
+    max_lowering_s: float = 30.0
     #: prices of lowered policies that the surrogate of each combination of graph-wide choices may cost
     n_surrogate: int = 128
+    #: small random networks measured kernel by kernel, so that models never seen are priced better
+    n_networks: int = 0
     seed: int = 0
     #: how unquiet the machine may be
     quietness: Quietness = field(default_factory=Quietness)

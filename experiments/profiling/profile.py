@@ -36,6 +36,7 @@ from .accuracy import PriceAccuracy, compare_prices
 from .collect import Collector, PolicyRun
 from .learn import Learner, LearningPlan, add_run
 from .scatter import check_matplotlib, draw_scatter
+from .teach import time_random_networks
 
 _log = logging.getLogger(__name__)
 
@@ -158,6 +159,7 @@ class _Session:
             noise = float(np.hypot(NOISE, require_quiet(null_test, self._plan.quietness)))
             device = self._profile_device(again=again)
             before = open_table(self._identity, cache_folder())
+            self._teach()
             learner = Learner(collector, self._edges, self._model, self._plan, keep=self._keep)
             designed = learner.measure_designed(before, report=self._report("designed policies"))
             after = open_table(self._identity, cache_folder())
@@ -203,15 +205,21 @@ class _Session:
         save_profile(measured)
         return measured
 
+    def _teach(self) -> None:
+        """Measures random networks into the user's table, where they are asked for."""
+        report = self._report("random networks")
+        plan = self._plan
+        for name, timings in time_random_networks(self._device, plan.n_networks, seed=plan.seed, report=report):
+            self._update(lambda table, name=name, timings=timings: table.add(timings, f"{self._source} {name}"))
+
     def _report(self, what: str) -> Callable[[int, int], None]:
         return lambda done, of: self._progress(f"measuring {what}", done, of)
 
     def _keep(self, run: PolicyRun, position: int) -> None:
         """Puts what was measured into the user's table at once."""
+        self._update(lambda table: add_run(table, run, model=self._model, source=f"{self._source} #{position}"))
 
-        def change(table: KernelTable) -> None:
-            add_run(table, run, model=self._model, source=f"{self._source} #{position}")
-
+    def _update(self, change: Callable[[KernelTable], None]) -> None:
         update_table(self._table_path, change, identity=self._identity)
 
     def _validate(self, pricer: GraphPricer, tested: Sequence[PolicyRun]) -> PriceAccuracy:
