@@ -116,7 +116,7 @@ class Learner:
         return runs
 
     def _lower(self, policies: Sequence[Policy]) -> list[tuple[Policy, dict[Kernel, int]]]:
-        lowered = []
+        lowered: list[tuple[Policy, dict[Kernel, int]]] = []
         deadline_s = time.monotonic() + self.plan.max_lowering_s
         for policy in policies:
             if time.monotonic() > deadline_s and len(lowered) > 2 * self.plan.n_designed:

@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ class _Session:
         report = self._report("random networks")
         plan = self._plan
         for name, timings in time_random_networks(self._device, plan.n_networks, seed=plan.seed, report=report):
-            self._update(lambda table, name=name, timings=timings: table.add(timings, f"{self._source} {name}"))
+            self._update(partial(KernelTable.add, timings=timings, source=f"{self._source} {name}"))
 
     def _report(self, what: str) -> Callable[[int, int], None]:
         return lambda done, of: self._progress(f"measuring {what}", done, of)
