@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from trimtab.experiments.apply import Applied, apply
     from trimtab.experiments.launch import SearchResult, resume, search
     from trimtab.experiments.policy_file import PolicyFile, load_policy
+    from trimtab.experiments.profiling.profile import ProfileResult, profile
     from trimtab.experiments.spec import Spec
     from trimtab.experiments.verify import Verification, verify
 
@@ -32,6 +33,7 @@ __all__ = [
     "ModelError",
     "PolicyError",
     "PolicyFile",
+    "ProfileResult",
     "RunError",
     "SearchResult",
     "Spec",
@@ -42,6 +44,7 @@ __all__ = [
     "Verification",
     "apply",
     "load_policy",
+    "profile",
     "resume",
     "search",
     "verify",
@@ -57,6 +60,7 @@ _HOMES = {
     "trimtab.experiments.apply": ("Applied", "apply"),
     "trimtab.experiments.launch": ("SearchResult", "resume"),
     "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
+    "trimtab.experiments.profiling.profile": ("ProfileResult", "profile"),
     "trimtab.experiments.spec": ("Spec",),
     "trimtab.experiments.verify": ("Verification", "verify"),
 }  # fmt: skip
