@@ -198,21 +198,11 @@ def verify(
 def devices() -> None:
     """List the runtimes at hand and what they offer."""
     with _named_errors():
-        from ..core.errors import SpecError
-        from ..evaluators.device import DEVICES, build_device
-        from ..hw_profiles.target import Target
+        from .devices import describe_devices
 
-        for name in DEVICES:
-            try:
-                device = build_device(Target(name))
-            except SpecError as error:
-                _console().print(f"{name}: {error}")
-                continue
-            profile, offers = device.identify(), device.capabilities
-            _console().print(f"{name} {profile.runtime_version} on {profile.device}, {profile.n_cores} cores")
-            _console().print(f"  instruction sets: {', '.join(profile.features)}")
-            _console().print(f"  precisions: {', '.join(offers.precisions)} (default {offers.default_precision})")
-            _console().print(f"  options: {', '.join(offers.quantize)}")
+        console = _console()
+        for line in describe_devices():
+            console.print(line, soft_wrap=True, markup=False)
 
 
 def _run(go: Callable[..., Any], *, as_json: bool) -> None:
