@@ -13,9 +13,13 @@ from ...spaces.space import Space
 
 
 def draw_mixed(space: Space, rng: np.random.Generator) -> Policy:
-    """Draws a policy with a random share of treated groups: drawing every group by itself would give halves only."""
+    """Draws a policy with a random share of treated groups: drawing every group by itself would give halves only.
+
+    Calibration changes numbers, never kernels, so it stays the first on offer.
+    """
     sizes = np.array(list(space.dimensions.values()))
     vector = rng.integers(0, sizes)
+    vector[list(space.dimensions).index("graph:calibration")] = 0
     share = rng.random()
     for position, options in enumerate(space.options):
         labels = [option.label for option in options]
@@ -28,8 +32,7 @@ def draw_mixed(space: Space, rng: np.random.Generator) -> Policy:
 def list_candidates(space: Space, edges: Edges, *, n_policies: int, seed: int) -> tuple[Policy, ...]:
     """Returns policies to choose from: the uniform ones, then half designed along the edges and half mixed.
 
-    The designed ones go through the combinations of fusion, quantised operators and precision in turn. Calibration
-    changes numbers, never kernels, so it stays the first on offer.
+    The designed ones go through the combinations of fusion, quantised operators and precision in turn.
 
     Args:
         space: what is on offer.
