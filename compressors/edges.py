@@ -7,7 +7,7 @@ from itertools import combinations, product
 import onnx
 import onnx_ir as ir
 
-from ..hw_profiles.surrogate_terms import Edges
+from ..hw_profiles.surrogate.surrogate_terms import Edges
 from ..spaces.layer import Group
 from .pipeline import PreparedModel
 

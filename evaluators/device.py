@@ -8,7 +8,7 @@ import numpy as np
 from ..compressors.artifact import Artifact
 from ..core.errors import SpecError, TrimtabError
 from ..core.registry import Registry
-from ..hw_profiles.kernel import Between, KernelTiming, LoweredGraph, do_nothing
+from ..hw_profiles.kernels.kernel import Between, KernelTiming, LoweredGraph, do_nothing
 from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import Capabilities, Target
 

@@ -8,8 +8,8 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from ..core.errors import MeasurementError
-from ..hw_profiles.fusion_rule import FusionRule
-from ..hw_profiles.kernel import Tensor
+from ..hw_profiles.boards.fusion_rule import FusionRule
+from ..hw_profiles.kernels.kernel import Tensor
 
 _DTYPES = {
     TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16", TensorProto.BFLOAT16: "bfloat16",

@@ -7,7 +7,7 @@ import numpy as np
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError
-from ..hw_profiles.kernel import Kernel
+from ..hw_profiles.kernels.kernel import Kernel
 from .device import KernelDevice
 
 

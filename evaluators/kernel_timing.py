@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..compressors.artifact import Artifact
-from ..hw_profiles.kernel import KernelTiming
+from ..hw_profiles.kernels.kernel import KernelTiming
 from ..hw_profiles.latency import Latency
 from .device import Executable, KernelDevice
 

@@ -12,13 +12,13 @@ import onnx
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError
-from ..hw_profiles.board import Board, load_board
-from ..hw_profiles.kernel import Between, Kernel, KernelTiming, LoweredGraph, do_nothing
-from ..hw_profiles.kernel_table import KernelTable
+from ..hw_profiles.boards.board import Board, load_board
+from ..hw_profiles.kernels.kernel import Between, Kernel, KernelTiming, LoweredGraph, do_nothing
+from ..hw_profiles.kernels.kernel_table import KernelTable
 from ..hw_profiles.latency import Latency
-from ..hw_profiles.predictors import KernelPredictor
-from ..hw_profiles.price_list import PriceList, fit_predictor
-from ..hw_profiles.pricing import GraphPrice, GraphPricer, MeasuredGraph
+from ..hw_profiles.prices.predictors import KernelPredictor
+from ..hw_profiles.prices.price_list import PriceList, fit_predictor
+from ..hw_profiles.prices.pricing import GraphPrice, GraphPricer, MeasuredGraph
 from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import Target
 from .lut_lowering import lower_by_rule

@@ -7,9 +7,9 @@ what depends on constants alone, and dequantisations that integer kernels do the
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from ..hw_profiles.chain_kernel import is_counted, make_chain_kernel
-from ..hw_profiles.fusion_rule import FusionRule, Pattern, Stage
-from ..hw_profiles.kernel import LoweredGraph, Step, Tensor
+from ..hw_profiles.boards.fusion_rule import FusionRule, Pattern, Stage
+from ..hw_profiles.kernels.chain_kernel import is_counted, make_chain_kernel
+from ..hw_profiles.kernels.kernel import LoweredGraph, Step, Tensor
 from .graph_values import DEQUANTIZE, QUANTIZE, GraphValues, Node
 
 

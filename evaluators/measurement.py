@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..hw_profiles.energy import Energy
+from ..hw_profiles.energy.energy import Energy
 from ..hw_profiles.latency import Latency
 
 

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError
-from ..hw_profiles.kernel import Between, KernelTiming, LoweredGraph, Rounds, do_nothing
+from ..hw_profiles.kernels.kernel import Between, KernelTiming, LoweredGraph, Rounds, do_nothing
 from ..hw_profiles.profile import HardwareProfile, identify_cpu
 from ..hw_profiles.target import OPTION_KINDS, Capabilities, Target
 from .onnxruntime_kernels import lower_onnxruntime, time_onnxruntime_kernels

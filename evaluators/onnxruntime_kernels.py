@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import MeasurementError
-from ..hw_profiles.kernel import Kernel, KernelTiming, LoweredGraph, Rounds, Step, Tensor, pack_attributes
+from ..hw_profiles.kernels.kernel import Kernel, KernelTiming, LoweredGraph, Rounds, Step, Tensor, pack_attributes
 
 #: element types of ORT format (onnxruntime/core/flatbuffers/schema/ort.fbs, TensorDataType; the numbers are ONNX's)
 _DTYPES = {

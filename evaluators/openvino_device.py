@@ -10,7 +10,7 @@ import onnx
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError, TrimtabError
-from ..hw_profiles.kernel import Between, KernelTiming, LoweredGraph, Rounds, do_nothing
+from ..hw_profiles.kernels.kernel import Between, KernelTiming, LoweredGraph, Rounds, do_nothing
 from ..hw_profiles.profile import HardwareProfile, identify_cpu
 from ..hw_profiles.target import OPTION_KINDS, Capabilities, Target
 from .openvino_kernels import lower_openvino, time_openvino_kernels

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import MeasurementError
-from ..hw_profiles.kernel import Kernel, KernelTiming, LoweredGraph, Rounds, Step, Tensor, pack_attributes
+from ..hw_profiles.kernels.kernel import Kernel, KernelTiming, LoweredGraph, Rounds, Step, Tensor, pack_attributes
 
 #: the plugin's names of element types → ours; others stay as they are
 _DTYPES = {

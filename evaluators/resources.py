@@ -9,10 +9,10 @@ import numpy as np
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError
-from ..hw_profiles.energy import Energy, EnergyCounter, EnergySettings, measure_energy
-from ..hw_profiles.energy_counters import POWERCAP, find_counter
-from ..hw_profiles.energy_table import EnergyTable
-from ..hw_profiles.kernel import LoweredGraph
+from ..hw_profiles.energy.energy import Energy, EnergyCounter, EnergySettings, measure_energy
+from ..hw_profiles.energy.energy_counters import POWERCAP, find_counter
+from ..hw_profiles.energy.energy_table import EnergyTable
+from ..hw_profiles.kernels.kernel import LoweredGraph
 from ..hw_profiles.liveness import measure_liveness
 from .device import Device, Executable, LoweringDevice
 from .latency import SelfTiming, TimingSettings

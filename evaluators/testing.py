@@ -13,7 +13,7 @@ from onnx import helper, numpy_helper
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError
-from ..hw_profiles.kernel import LoweredGraph
+from ..hw_profiles.kernels.kernel import LoweredGraph
 from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import OPTION_KINDS, Capabilities, Target
 from .accuracy import run_split

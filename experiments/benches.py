@@ -18,7 +18,7 @@ from ..hw_profiles.latency import Latency
 from ..hw_profiles.target import Capabilities, Target
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.space import Space
-from .table_feed import TableFeed
+from .profiling.table_feed import TableFeed
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import table_commands
+from .profiling import table_commands
 
 EXIT_BROKEN = 1
 EXIT_BAD_INPUT = 2
@@ -110,9 +110,9 @@ def profile(
     """Measure a device for some models: what pays there, and a kernel table that knows what policies cost."""
     with _named_errors():
         from ..evaluators.quietness import Quietness
-        from .profile_tables import print_device_profile
         from .profiling.learn import LearningPlan
         from .profiling.profile import profile as measure
+        from .profiling.profile_tables import print_device_profile
         from .profiling.terminal import TerminalProgress, print_profile
 
         console = _console()

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from ..core.errors import SpecError
 from ..evaluators.device import DEVICES, Device, KernelDevice, build_device
 from ..hw_profiles.target import Target
-from .device_profiles import find_profile
+from .profiling.device_profiles import find_profile
 
 #: tried in this order; a runtime that drives none of them says why not the first
 _DEVICES = ("cpu", "cuda")

@@ -26,11 +26,11 @@ from .benches import SearchBenches
 from .finish import Final, Row, finish_search, write_outcome
 from .policy_file import PolicyFile, load_policy
 from .preparation import Preparation, prepare
+from .profiling.table_prices import open_prices
 from .quantities import Bound, parse_bytes, parse_duration, parse_energy, parse_latency, parse_size
 from .run_folder import RunFolder
 from .spec import Spec
 from .spec_file import allow_imports_from, find_spec, load_spec
-from .table_prices import open_prices
 
 
 @dataclass(frozen=True)

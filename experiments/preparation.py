@@ -28,13 +28,13 @@ from ..evaluators.device import Device, build_device
 from ..evaluators.latency import TimingSettings
 from ..evaluators.metrics import find_metric
 from ..evaluators.resources import WantedResources, check_resources
-from ..hw_profiles.energy_table import load_energy_table
+from ..hw_profiles.energy.energy_table import load_energy_table
 from ..search.searcher import SEARCHERS
 from ..spaces.policy import CALIBRATIONS, GraphTreatment
 from ..spaces.rules import Dropped, Rule, resolve_options, tie_layers
 from ..spaces.space import GraphOptions, Space, build_space
 from .benches import SearchBenches
-from .device_profiles import FoundProfile, find_profile, why_slow
+from .profiling.device_profiles import FoundProfile, find_profile, why_slow
 from .spec import Spec
 
 _log = logging.getLogger(__name__)

@@ -16,9 +16,9 @@ from ..evaluators.measurement import Estimate
 from ..evaluators.memory import measure_peak_memory
 from ..evaluators.metrics import estimate, find_metric
 from ..evaluators.resources import ResourceMeter, WantedResources
-from ..hw_profiles.board import LUT_RUNTIME
-from ..hw_profiles.energy import Energy
-from ..hw_profiles.energy_table import load_energy_table
+from ..hw_profiles.boards.board import LUT_RUNTIME
+from ..hw_profiles.energy.energy import Energy
+from ..hw_profiles.energy.energy_table import load_energy_table
 from ..hw_profiles.latency import Latency
 from ..hw_profiles.target import Target
 from .artifact_folder import read_probe

@@ -8,8 +8,8 @@ from typing import Any, Self
 
 from ..core.errors import ProfileError
 from ..core.files import read_json, write_json
+from .kernels.table_identity import TableIdentity
 from .profile import HardwareProfile
-from .table_identity import TableIdentity
 
 #: version of the file's form; a file of another one is refused
 SCHEMA_VERSION = 1

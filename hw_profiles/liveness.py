@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from .kernel import LoweredGraph, Step, Tensor
+from .kernels.kernel import LoweredGraph, Step, Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Synthetic kernel tables, for tests here and in other packages."""
 
-from .kernel import Kernel, KernelTiming, Tensor, pack_attributes
-from .kernel_table import GraphObservation, KernelTable
+from .kernels.kernel import Kernel, KernelTiming, Tensor, pack_attributes
+from .kernels.kernel_table import GraphObservation, KernelTable
+from .kernels.table_identity import TableIdentity
 from .latency import Latency
-from .table_identity import TableIdentity
 
 
 def synthetic_identity(runtime_version: str = "1.31.1") -> TableIdentity:

@@ -17,7 +17,7 @@ from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, PolicyError, SpecError, TransientError
 from ..core.seeds import derive_rng
 from ..evaluators.measurement import Estimate, Measurement
-from ..hw_profiles.energy import Energy
+from ..hw_profiles.energy.energy import Energy
 from ..hw_profiles.latency import Latency
 from ..spaces.layer import Group
 from ..spaces.policy import Policy

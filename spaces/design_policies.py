@@ -6,15 +6,15 @@ from functools import cached_property
 
 import numpy as np
 
-from ..hw_profiles.surrogate_design import (
+from ..hw_profiles.surrogate.surrogate_design import (
     Identification,
     balanced_design,
     choose_by_information,
     identify,
     uniform_vectors,
 )
-from ..hw_profiles.surrogate_fit import Belief
-from ..hw_profiles.surrogate_terms import Edges, Structure
+from ..hw_profiles.surrogate.surrogate_fit import Belief
+from ..hw_profiles.surrogate.surrogate_terms import Edges, Structure
 from .policy import Policy
 from .space import Space
 

@@ -22,13 +22,13 @@ from ...evaluators.latency import TimingSettings, measure_latency
 from ...evaluators.lut_device import LutDevice
 from ...evaluators.lut_lowering import Lowering, lower_by_rule
 from ...evaluators.onnxruntime_device import OnnxRuntimeDevice
-from ...hw_profiles.board import LUT_RUNTIME
-from ...hw_profiles.fusion_rule import FusionRule, parse_rule
-from ...hw_profiles.kernel import KernelTiming, LoweredGraph
-from ...hw_profiles.kernel_table import GraphObservation, KernelTable
+from ...hw_profiles.boards.board import LUT_RUNTIME
+from ...hw_profiles.boards.fusion_rule import FusionRule, parse_rule
+from ...hw_profiles.kernels.kernel import KernelTiming, LoweredGraph
+from ...hw_profiles.kernels.kernel_table import GraphObservation, KernelTable
+from ...hw_profiles.kernels.table_file import write_table
+from ...hw_profiles.kernels.table_identity import TableIdentity
 from ...hw_profiles.latency import Latency
-from ...hw_profiles.table_file import write_table
-from ...hw_profiles.table_identity import TableIdentity
 from ...hw_profiles.target import Target
 from ...spaces.policy import GraphTreatment
 from ..architectures import catalogue

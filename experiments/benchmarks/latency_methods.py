@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from ...hw_profiles.kernel import Kernel, KernelTiming
-from ...hw_profiles.kernel_features import describe_kind, find_family, stack_features
-from ...hw_profiles.kernel_table import KernelTable
-from ...hw_profiles.price_list import build_pricer, fit_predictor
-from ...hw_profiles.table_identity import TableIdentity
+from ...hw_profiles.kernels.kernel import Kernel, KernelTiming
+from ...hw_profiles.kernels.kernel_features import describe_kind, find_family, stack_features
+from ...hw_profiles.kernels.kernel_table import KernelTable
+from ...hw_profiles.kernels.table_identity import TableIdentity
+from ...hw_profiles.prices.price_list import build_pricer, fit_predictor
 from ...spaces.layer import Layer
 from .latency_runs import ModelRuns
 

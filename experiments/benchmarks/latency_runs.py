@@ -10,8 +10,8 @@ from ...compressors.edges import find_edges
 from ...core.files import write_bytes
 from ...evaluators.accuracy import take_batch
 from ...evaluators.device import KernelDevice, build_device
-from ...hw_profiles.kernel_table import KernelTable
-from ...hw_profiles.table_identity import TableIdentity
+from ...hw_profiles.kernels.kernel_table import KernelTable
+from ...hw_profiles.kernels.table_identity import TableIdentity
 from ...hw_profiles.target import Target
 from ...spaces.layer import Layer
 from ..architectures import catalogue

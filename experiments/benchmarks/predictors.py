@@ -16,10 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ...core.errors import SpecError
-from ...hw_profiles.kernel import Kernel
-from ...hw_profiles.kernel_table import GraphObservation, KernelTable
-from ...hw_profiles.predictors import PREDICTORS, SHORTEST_S, KernelPredictor, build_predictor
-from ...hw_profiles.table_file import read_table
+from ...hw_profiles.kernels.kernel import Kernel
+from ...hw_profiles.kernels.kernel_table import GraphObservation, KernelTable
+from ...hw_profiles.kernels.table_file import read_table
+from ...hw_profiles.prices.predictors import PREDICTORS, SHORTEST_S, KernelPredictor, build_predictor
 
 #: models of this name only teach
 _TEACHERS = "synthetic"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...hw_profiles.kernel import Kernel, KernelTiming
-from ...hw_profiles.kernel_table import GraphObservation, KernelTable
-from ...hw_profiles.shipped import SHIPPED_FOLDER, table_name
-from ...hw_profiles.table_file import write_table
+from ...hw_profiles.kernels.kernel import Kernel, KernelTiming
+from ...hw_profiles.kernels.kernel_table import GraphObservation, KernelTable
+from ...hw_profiles.kernels.shipped import SHIPPED_FOLDER, table_name
+from ...hw_profiles.kernels.table_file import write_table
 from .latency_runs import ModelRuns, identify
 
 

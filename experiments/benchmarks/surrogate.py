@@ -16,10 +16,10 @@ from rich.table import Table
 from ...compressors.edges import find_edges
 from ...compressors.pipeline import PreparedModel, prepare_model
 from ...compressors.source import load_source
-from ...hw_profiles.joint_tables import build_joint_tables
-from ...hw_profiles.surrogate import PairwiseSurrogate
-from ...hw_profiles.surrogate_fit import Rows, fit_surrogate
-from ...hw_profiles.surrogate_terms import Edges, Structure
+from ...hw_profiles.surrogate.joint_tables import build_joint_tables
+from ...hw_profiles.surrogate.surrogate import PairwiseSurrogate
+from ...hw_profiles.surrogate.surrogate_fit import Rows, fit_surrogate
+from ...hw_profiles.surrogate.surrogate_terms import Edges, Structure
 from ...spaces.design_policies import design_policies, structures_of
 from ...spaces.layer import Group
 from ...spaces.rules import tie_layers

@@ -12,7 +12,7 @@ from ...compressors.pipeline import Pipeline
 from ...evaluators.device import Executable, KernelDevice
 from ...evaluators.kernel_timing import SteadyTimer
 from ...evaluators.latency import TimingSettings, measure_latency
-from ...hw_profiles.kernel import Kernel, KernelTiming, LoweredGraph
+from ...hw_profiles.kernels.kernel import Kernel, KernelTiming, LoweredGraph
 from ...hw_profiles.latency import Latency
 from ...spaces.policy import GraphTreatment, Policy
 from ...spaces.space import Space

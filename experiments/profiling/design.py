@@ -5,7 +5,7 @@ from itertools import product
 
 import numpy as np
 
-from ...hw_profiles.surrogate_terms import Edges
+from ...hw_profiles.surrogate.surrogate_terms import Edges
 from ...search.baselines import list_baselines
 from ...spaces.design_policies import design_policies, structures_of
 from ...spaces.policy import Policy

@@ -10,10 +10,10 @@ import numpy as np
 from ...core.errors import MeasurementError, PolicyError
 from ...evaluators.latency import TimingSettings
 from ...evaluators.quietness import Quietness
-from ...hw_profiles.kernel import Kernel
-from ...hw_profiles.kernel_table import GraphObservation, KernelTable
-from ...hw_profiles.price_list import build_pricer
-from ...hw_profiles.surrogate_terms import Edges
+from ...hw_profiles.kernels.kernel import Kernel
+from ...hw_profiles.kernels.kernel_table import GraphObservation, KernelTable
+from ...hw_profiles.prices.price_list import build_pricer
+from ...hw_profiles.surrogate.surrogate_terms import Edges
 from ...spaces.policy import Policy
 from .collect import DEFAULT_TIMING, Collector, PolicyRun
 from .design import draw_mixed, list_candidates

@@ -20,23 +20,23 @@ from ...evaluators.latency import TimingSettings
 from ...evaluators.microbenchmarks import measure_device
 from ...evaluators.quietness import NullTest, require_quiet, run_null_test
 from ...hw_profiles.device_profile import DeviceProfile
-from ...hw_profiles.kernel_table import KernelTable
-from ...hw_profiles.price_list import build_pricer, fit_predictor
-from ...hw_profiles.pricing import NOISE, GraphPricer
-from ...hw_profiles.shipped import open_table, user_table_path
-from ...hw_profiles.table_file import update_table
-from ...hw_profiles.table_identity import TableIdentity
+from ...hw_profiles.kernels.kernel_table import KernelTable
+from ...hw_profiles.kernels.shipped import open_table, user_table_path
+from ...hw_profiles.kernels.table_file import update_table
+from ...hw_profiles.kernels.table_identity import TableIdentity
+from ...hw_profiles.prices.price_list import build_pricer, fit_predictor
+from ...hw_profiles.prices.pricing import NOISE, GraphPricer
 from ...spaces.policy import Policy
-from ..device_profiles import find_profile, save_profile
 from ..preparation import Preparation, prepare
 from ..run_folder import RunFolder
 from ..spec import Spec
 from ..spec_file import load_spec
-from ..surrogate import Effort, build_surrogate
 from .accuracy import PriceAccuracy, compare_prices
 from .collect import Collector, PolicyRun
+from .device_profiles import find_profile, save_profile
 from .learn import Learner, LearningPlan, add_run
 from .scatter import check_matplotlib, draw_scatter
+from .surrogate import Effort, build_surrogate
 from .teach import time_random_networks
 
 _log = logging.getLogger(__name__)

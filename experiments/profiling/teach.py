@@ -10,10 +10,10 @@ from ...compressors.source import ModelSource
 from ...core.errors import MeasurementError, ModelError, PolicyError
 from ...evaluators.device import KernelDevice
 from ...evaluators.kernel_timing import SteadyTimer
-from ...hw_profiles.kernel import KernelTiming
+from ...hw_profiles.kernels.kernel import KernelTiming
 from ...spaces.policy import GraphTreatment
 from ...spaces.treatment import QUANTIZE_OPTIONS, Treatment
-from ..calibration_nets import synthetic_networks
+from .calibration_nets import synthetic_networks
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ from rich.table import Table
 from ...core.errors import MeasurementError, PolicyError
 from ...spaces.policy import GraphTreatment, Policy
 from ..preparation import Preparation
-from ..table_prices import open_prices
 from .accuracy import describe
 from .profile import ProfileResult
+from .table_prices import open_prices
 
 
 class TerminalProgress:

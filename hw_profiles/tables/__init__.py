@@ -1,1 +1,1 @@
-"""Kernel tables that ship with the package, named as `trimtab.hw_profiles.shipped.table_name` says."""
+"""Kernel tables that ship with the package, named as `trimtab.hw_profiles.kernels.shipped.table_name` says."""

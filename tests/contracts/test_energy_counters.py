@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from trimtab.hw_profiles.energy import check_counter
-from trimtab.hw_profiles.energy_counters import NvmlCounter, RaplCounter
+from trimtab.hw_profiles.energy.energy import check_counter
+from trimtab.hw_profiles.energy.energy_counters import NvmlCounter, RaplCounter
 
 
 def rapl(folder):

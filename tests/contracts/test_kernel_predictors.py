@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from trimtab.core.errors import SpecError
-from trimtab.hw_profiles.kernel import Kernel, Tensor
-from trimtab.hw_profiles.kernel_features import measure_work
-from trimtab.hw_profiles.predictors import PREDICTORS, Calibrated, build_predictor, fold_by_shape
+from trimtab.hw_profiles.kernels.kernel import Kernel, Tensor
+from trimtab.hw_profiles.kernels.kernel_features import measure_work
+from trimtab.hw_profiles.prices.predictors import PREDICTORS, Calibrated, build_predictor, fold_by_shape
 
 #: rates of a made-up device
 OVERHEAD_S, OPERATIONS_PER_S, BYTES_PER_S = 2e-6, 5e10, 1e10

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from trimtab.evaluators.measurement import Estimate, Measurement
-from trimtab.hw_profiles.energy import Energy
+from trimtab.hw_profiles.energy.energy import Energy
 from trimtab.search.journal import Journal
 from trimtab.search.record import Record, Status
 from trimtab.spaces.policy import GraphTreatment, Policy

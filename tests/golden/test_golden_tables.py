@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from trimtab.hw_profiles.kernel import Kernel, Tensor, pack_attributes
-from trimtab.hw_profiles.kernel_table import GraphObservation, Observation
-from trimtab.hw_profiles.table_file import read_table, write_table
-from trimtab.hw_profiles.table_identity import TableIdentity
+from trimtab.hw_profiles.kernels.kernel import Kernel, Tensor, pack_attributes
+from trimtab.hw_profiles.kernels.kernel_table import GraphObservation, Observation
+from trimtab.hw_profiles.kernels.table_file import read_table, write_table
+from trimtab.hw_profiles.kernels.table_identity import TableIdentity
 
 PATH = Path(__file__).parent / "kernel-table-v1.jsonl"
 IMAGE = Tensor("float32", (1, 32, 112, 112), layout="nchwc16")

@@ -1,11 +1,11 @@
 """A board for ``tiny.onnx``, whose prices were made up so that the best policy can be told by adding them."""
 
 import yaml
-from trimtab.hw_profiles.chain_kernel import make_chain_kernel
-from trimtab.hw_profiles.kernel import KernelTiming, Tensor
-from trimtab.hw_profiles.kernel_table import KernelTable
-from trimtab.hw_profiles.table_file import write_table
-from trimtab.hw_profiles.table_identity import TableIdentity
+from trimtab.hw_profiles.kernels.chain_kernel import make_chain_kernel
+from trimtab.hw_profiles.kernels.kernel import KernelTiming, Tensor
+from trimtab.hw_profiles.kernels.kernel_table import KernelTable
+from trimtab.hw_profiles.kernels.table_file import write_table
+from trimtab.hw_profiles.kernels.table_identity import TableIdentity
 
 N_FEATURES = 1024
 NAME = "a made-up board"

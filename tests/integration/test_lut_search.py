@@ -154,9 +154,9 @@ def test_a_declared_error_is_the_standard_error_of_known_prices(workplace):
 
 
 def test_whole_graphs_of_the_table_correct_prices_beyond_the_constants(workplace):
-    from trimtab.hw_profiles.kernel_table import GraphObservation
+    from trimtab.hw_profiles.kernels.kernel_table import GraphObservation
+    from trimtab.hw_profiles.kernels.table_file import read_table, write_table
     from trimtab.hw_profiles.latency import Latency
-    from trimtab.hw_profiles.table_file import read_table, write_table
 
     board = boards.write_board(workplace.path)
     artifact = prepare(load_spec(write_spec(workplace))).original

@@ -94,7 +94,7 @@ def test_a_promise_of_activations_is_verified(workplace):
 
 
 def test_another_table_of_energies_is_found_beside_the_spec(workplace):
-    from trimtab.hw_profiles.energy_table import DEFAULT_TABLE
+    from trimtab.hw_profiles.energy.energy_table import DEFAULT_TABLE
 
     table = {**json.loads(DEFAULT_TABLE.read_text()), "name": "mine"}
     (workplace.path / "prices.json").write_text(json.dumps(table))

@@ -12,11 +12,11 @@ from trimtab.evaluators.quietness import Quietness
 from trimtab.experiments.preparation import prepare
 from trimtab.experiments.profiling.learn import LearningPlan
 from trimtab.experiments.profiling.profile import profile
+from trimtab.experiments.profiling.table_prices import open_prices
 from trimtab.experiments.spec_file import load_spec
-from trimtab.experiments.table_prices import open_prices
-from trimtab.hw_profiles.shipped import user_table_path
-from trimtab.hw_profiles.table_file import read_table, write_table
-from trimtab.hw_profiles.table_identity import TableIdentity
+from trimtab.hw_profiles.kernels.shipped import user_table_path
+from trimtab.hw_profiles.kernels.table_file import read_table, write_table
+from trimtab.hw_profiles.kernels.table_identity import TableIdentity
 from trimtab.hw_profiles.target import Target
 from trimtab.spaces.policy import Policy
 
@@ -77,7 +77,7 @@ def test_a_profile_leaves_a_table_that_prices_policies(spec, identity, tmp_path)
 def test_a_table_of_another_runtime_version_is_refused_by_name(identity, tmp_path, workplace, spec):
     path = user_table_path(identity, cache_folder())
     path.parent.mkdir(parents=True)
-    from trimtab.hw_profiles.kernel_table import KernelTable
+    from trimtab.hw_profiles.kernels.kernel_table import KernelTable
 
     write_table(path, KernelTable(replace(identity, runtime_version="0.0.1")))
     (tmp_path / "spec.yaml").write_text(yaml.safe_dump(spec))

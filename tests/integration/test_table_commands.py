@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 from trimtab.evaluators.testing import SimulatedDevice
 from trimtab.experiments.cli import app
-from trimtab.hw_profiles.kernel import KernelTiming
-from trimtab.hw_profiles.shipped import user_table_path
-from trimtab.hw_profiles.table_file import read_table, write_table
-from trimtab.hw_profiles.table_identity import TableIdentity
+from trimtab.hw_profiles.kernels.kernel import KernelTiming
+from trimtab.hw_profiles.kernels.shipped import user_table_path
+from trimtab.hw_profiles.kernels.table_file import read_table, write_table
+from trimtab.hw_profiles.kernels.table_identity import TableIdentity
 from trimtab.hw_profiles.target import Target
 from trimtab.hw_profiles.testing import synthetic_identity, synthetic_kernel, synthetic_table
 from typer.testing import CliRunner

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from trimtab.hw_profiles.kernel_table import KernelTable
-from trimtab.hw_profiles.table_file import read_table
+from trimtab.hw_profiles.kernels.kernel_table import KernelTable
+from trimtab.hw_profiles.kernels.table_file import read_table
 from trimtab.hw_profiles.testing import synthetic_identity, synthetic_kernel
 
 N_ENTRIES = 50
@@ -15,8 +15,8 @@ N_ENTRIES = 50
 WRITER = """
 import sys
 from pathlib import Path
-from trimtab.hw_profiles.kernel import KernelTiming
-from trimtab.hw_profiles.table_file import update_table
+from trimtab.hw_profiles.kernels.kernel import KernelTiming
+from trimtab.hw_profiles.kernels.table_file import update_table
 from trimtab.hw_profiles.testing import synthetic_identity, synthetic_kernel
 
 path, writer, n_entries = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from trimtab.evaluators.lut_lowering import lower_by_rule
-from trimtab.hw_profiles.fusion_rule import INTEGER_NEEDS, parse_rule
+from trimtab.hw_profiles.boards.fusion_rule import INTEGER_NEEDS, parse_rule
 
 UNARY = ("Relu", "Sigmoid", "Identity", "Neg")
 BINARY = ("Add", "Mul")

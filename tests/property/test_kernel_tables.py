@@ -5,10 +5,10 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
-from trimtab.hw_profiles.kernel import KernelTiming
-from trimtab.hw_profiles.kernel_table import MAX_OBSERVATIONS, GraphObservation, KernelTable
+from trimtab.hw_profiles.kernels.kernel import KernelTiming
+from trimtab.hw_profiles.kernels.kernel_table import MAX_OBSERVATIONS, GraphObservation, KernelTable
+from trimtab.hw_profiles.kernels.table_file import read_table, write_table
 from trimtab.hw_profiles.latency import Latency
-from trimtab.hw_profiles.table_file import read_table, write_table
 from trimtab.hw_profiles.testing import synthetic_identity, synthetic_kernel
 
 KERNELS = [synthetic_kernel(n_channels) for n_channels in (1, 2, 3)]

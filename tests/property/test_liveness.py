@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
-from trimtab.hw_profiles.kernel import Kernel, LoweredGraph, Step, Tensor
+from trimtab.hw_profiles.kernels.kernel import Kernel, LoweredGraph, Step, Tensor
 from trimtab.hw_profiles.liveness import measure_liveness
 
 

@@ -1,7 +1,7 @@
 import pytest
 from trimtab.core.errors import SpecError
 from trimtab.evaluators.measurement import Estimate, Measurement
-from trimtab.hw_profiles.energy import Energy
+from trimtab.hw_profiles.energy.energy import Energy
 from trimtab.hw_profiles.latency import Latency
 from trimtab.search.answer import answer, describe_relaxation, find_best
 from trimtab.search.budget import Budget

@@ -3,11 +3,11 @@
 import pytest
 import yaml
 from trimtab.core.errors import SpecError, TableError
-from trimtab.hw_profiles.board import load_board
-from trimtab.hw_profiles.kernel import Kernel, KernelTiming, Tensor
-from trimtab.hw_profiles.kernel_table import KernelTable
-from trimtab.hw_profiles.table_file import write_table
-from trimtab.hw_profiles.table_identity import TableIdentity
+from trimtab.hw_profiles.boards.board import load_board
+from trimtab.hw_profiles.kernels.kernel import Kernel, KernelTiming, Tensor
+from trimtab.hw_profiles.kernels.kernel_table import KernelTable
+from trimtab.hw_profiles.kernels.table_file import write_table
+from trimtab.hw_profiles.kernels.table_identity import TableIdentity
 
 RELU = Kernel("Relu", (Tensor("float32", (1, 8)),), (Tensor("float32", (1, 8)),))
 CONTENT = {

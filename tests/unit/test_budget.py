@@ -2,7 +2,7 @@ import math
 
 import pytest
 from trimtab.evaluators.measurement import Estimate, Measurement
-from trimtab.hw_profiles.energy import Energy
+from trimtab.hw_profiles.energy.energy import Energy
 from trimtab.hw_profiles.latency import Latency
 from trimtab.search.budget import Budget, pessimistic
 

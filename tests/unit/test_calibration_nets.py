@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 from trimtab.compressors.pipeline import prepare_model
-from trimtab.experiments.calibration_nets import synthetic_networks
+from trimtab.experiments.profiling.calibration_nets import synthetic_networks
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -3,9 +3,9 @@
 import pytest
 from trimtab.core.errors import TableError
 from trimtab.experiments.cli import app
-from trimtab.hw_profiles.csv_table import read_csv_table
-from trimtab.hw_profiles.kernel import Kernel, Tensor, pack_attributes
-from trimtab.hw_profiles.table_file import read_table
+from trimtab.hw_profiles.kernels.csv_table import read_csv_table
+from trimtab.hw_profiles.kernels.kernel import Kernel, Tensor, pack_attributes
+from trimtab.hw_profiles.kernels.table_file import read_table
 from typer.testing import CliRunner
 
 HEADER = "op,input_shapes,weight_shapes,output_shapes,dtypes,attributes,latency_us,iqr_us,runs\n"
@@ -117,7 +117,7 @@ def test_a_file_without_lines_or_of_too_many_bytes_is_refused(read, tmp_path, mo
         read(HEADER)
     with pytest.raises(TableError, match="does not exist"):
         read_csv_table(tmp_path / "none.csv", device="a board")
-    monkeypatch.setattr("trimtab.hw_profiles.csv_table.MAX_CSV_BYTES", 100)
+    monkeypatch.setattr("trimtab.hw_profiles.kernels.csv_table.MAX_CSV_BYTES", 100)
     with pytest.raises(TableError, match="more than 100 bytes"):
         read(HEADER + CONV)
 

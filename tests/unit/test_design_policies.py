@@ -1,8 +1,13 @@
 import numpy as np
 import pytest
-from trimtab.hw_profiles.surrogate_design import balanced_design, choose_by_information, identify, uniform_vectors
-from trimtab.hw_profiles.surrogate_fit import Belief, Rows, fit_surrogate
-from trimtab.hw_profiles.surrogate_terms import Edges, Structure
+from trimtab.hw_profiles.surrogate.surrogate_design import (
+    balanced_design,
+    choose_by_information,
+    identify,
+    uniform_vectors,
+)
+from trimtab.hw_profiles.surrogate.surrogate_fit import Belief, Rows, fit_surrogate
+from trimtab.hw_profiles.surrogate.surrogate_terms import Edges, Structure
 from trimtab.spaces.design_policies import design_measurements, design_policies, structures_of
 from trimtab.spaces.layer import Group
 from trimtab.spaces.space import GraphOptions, Space

@@ -7,7 +7,7 @@ import trimtab
 from pydantic import ValidationError
 from trimtab.core.errors import ProfileError
 from trimtab.evaluators.testing import SimulatedDevice
-from trimtab.experiments.device_profiles import find_profile, profile_path, save_profile, why_slow
+from trimtab.experiments.profiling.device_profiles import find_profile, profile_path, save_profile, why_slow
 from trimtab.experiments.spec import RuleSpec, Spec
 from trimtab.hw_profiles.device_profile import ContextFigure, DeviceProfile, Verdict, read_device_profile
 from trimtab.hw_profiles.target import Target

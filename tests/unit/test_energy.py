@@ -3,8 +3,8 @@
 import pytest
 from trimtab.core.errors import MeasurementError
 from trimtab.evaluators.measurement import Measurement
-from trimtab.hw_profiles.energy import Energy, EnergySettings, measure_energy
-from trimtab.hw_profiles.energy_counters import NvmlCounter, RaplCounter, find_counter
+from trimtab.hw_profiles.energy.energy import Energy, EnergySettings, measure_energy
+from trimtab.hw_profiles.energy.energy_counters import NvmlCounter, RaplCounter, find_counter
 
 QUICK = EnergySettings(window_s=0.01, n_windows=5, idle_s=0.01)
 RANGE_UJ = 1_000_000

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from trimtab.core.errors import SpecError
-from trimtab.hw_profiles.energy_table import DEFAULT_TABLE, arithmetic_dtype, load_energy_table
-from trimtab.hw_profiles.kernel import Kernel, LoweredGraph, Step, Tensor, pack_attributes
+from trimtab.hw_profiles.energy.energy_table import DEFAULT_TABLE, arithmetic_dtype, load_energy_table
+from trimtab.hw_profiles.kernels.kernel import Kernel, LoweredGraph, Step, Tensor, pack_attributes
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 from trimtab.core.errors import SpecError
-from trimtab.hw_profiles.fusion_rule import Pattern, Stage, parse_rule
+from trimtab.hw_profiles.boards.fusion_rule import Pattern, Stage, parse_rule
 
 
 def test_a_pattern_is_a_chain_of_stages():

@@ -8,8 +8,8 @@ from trimtab.compressors.pipeline import Pipeline, prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.evaluators.device import build_device
 from trimtab.experiments.architectures import catalogue
-from trimtab.hw_profiles.kernel import DTYPE_BYTES, Kernel, Tensor, pack_attributes
-from trimtab.hw_profiles.kernel_features import (
+from trimtab.hw_profiles.kernels.kernel import DTYPE_BYTES, Kernel, Tensor, pack_attributes
+from trimtab.hw_profiles.kernels.kernel_features import (
     FAMILIES,
     FEATURES,
     describe_kind,

@@ -6,17 +6,17 @@ import time
 import numpy as np
 import pytest
 from trimtab.core.errors import TableError
-from trimtab.hw_profiles.kernel import KernelTiming
-from trimtab.hw_profiles.kernel_table import (
+from trimtab.hw_profiles.kernels.kernel import KernelTiming
+from trimtab.hw_profiles.kernels.kernel_table import (
     MAX_GRAPHS,
     MAX_OBSERVATIONS,
     GraphObservation,
     KernelTable,
     Observation,
 )
+from trimtab.hw_profiles.kernels.table_identity import TableIdentity
 from trimtab.hw_profiles.latency import Latency
 from trimtab.hw_profiles.profile import identify_cpu
-from trimtab.hw_profiles.table_identity import TableIdentity
 from trimtab.hw_profiles.target import Target
 from trimtab.hw_profiles.testing import synthetic_identity, synthetic_kernel, synthetic_table
 

@@ -1,5 +1,5 @@
 import pytest
-from trimtab.hw_profiles.kernel import Kernel, LoweredGraph, Step, Tensor
+from trimtab.hw_profiles.kernels.kernel import Kernel, LoweredGraph, Step, Tensor
 from trimtab.hw_profiles.liveness import measure_liveness
 
 

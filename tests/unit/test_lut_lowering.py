@@ -6,8 +6,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from trimtab.core.errors import MeasurementError
 from trimtab.evaluators.lut_lowering import lower_by_rule
-from trimtab.hw_profiles.chain_kernel import describe_chain
-from trimtab.hw_profiles.fusion_rule import parse_rule
+from trimtab.hw_profiles.boards.fusion_rule import parse_rule
+from trimtab.hw_profiles.kernels.chain_kernel import describe_chain
 
 CONV_RULE = {"patterns": ["Conv > Add? > Relu|Clip?"], "free": ["Flatten", "Reshape"]}
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from trimtab.hw_profiles.kernel import Kernel, Tensor
-from trimtab.hw_profiles.kernel_table import KernelTable
-from trimtab.hw_profiles.price_list import PriceList, build_pricer
-from trimtab.hw_profiles.pricing import GraphPricer, KernelPrice, MeasuredGraph
+from trimtab.hw_profiles.kernels.kernel import Kernel, Tensor
+from trimtab.hw_profiles.kernels.kernel_table import KernelTable
+from trimtab.hw_profiles.prices.price_list import PriceList, build_pricer
+from trimtab.hw_profiles.prices.pricing import GraphPricer, KernelPrice, MeasuredGraph
 from trimtab.hw_profiles.testing import synthetic_identity
 
 RNG = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def test_chosen_graphs_leave_less_uncertainty_than_the_same_number_of_random_one
 
 def test_a_table_prices_what_it_holds_and_guesses_the_rest():
     table = KernelTable(synthetic_identity())
-    from trimtab.hw_profiles.kernel import KernelTiming
+    from trimtab.hw_profiles.kernels.kernel import KernelTiming
 
     table.add([KernelTiming(KERNELS[0], 2e-5, 1e-6, 30)], "here")
     held, guessed = PriceList(table).price([KERNELS[0], KERNELS[1]])
@@ -151,8 +151,8 @@ def test_a_table_prices_what_it_holds_and_guesses_the_rest():
 def test_a_pricer_learns_from_the_graphs_of_its_table():
     from collections import Counter
 
-    from trimtab.hw_profiles.kernel import KernelTiming
-    from trimtab.hw_profiles.kernel_table import GraphObservation
+    from trimtab.hw_profiles.kernels.kernel import KernelTiming
+    from trimtab.hw_profiles.kernels.kernel_table import GraphObservation
     from trimtab.hw_profiles.latency import Latency
 
     table = KernelTable(synthetic_identity())

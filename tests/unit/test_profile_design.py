@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from trimtab.experiments.profiling.design import draw_mixed, list_candidates
-from trimtab.hw_profiles.surrogate_terms import Edges
+from trimtab.hw_profiles.surrogate.surrogate_terms import Edges
 from trimtab.spaces.layer import Group
 from trimtab.spaces.space import GraphOptions, Space
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS

@@ -1,7 +1,7 @@
 import io
 
 from rich.console import Console
-from trimtab.experiments.profile_tables import print_device_profile
+from trimtab.experiments.profiling.profile_tables import print_device_profile
 from trimtab.hw_profiles.device_profile import Bandwidth, ContextFigure, DeviceProfile, PeakRate, Verdict
 from trimtab.hw_profiles.profile import HardwareProfile
 from trimtab.hw_profiles.target import Target

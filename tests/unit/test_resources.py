@@ -9,7 +9,7 @@ from trimtab.evaluators.measurement import Measurement
 from trimtab.evaluators.onnxruntime_device import OnnxRuntimeDevice
 from trimtab.evaluators.resources import ResourceMeter, WantedResources
 from trimtab.evaluators.testing import SimulatedDevice, example_artifact
-from trimtab.hw_profiles.energy_table import load_energy_table
+from trimtab.hw_profiles.energy.energy_table import load_energy_table
 from trimtab.hw_profiles.target import Target
 
 BATCH = {"x": np.zeros((1, 8), np.float32)}

@@ -2,8 +2,8 @@
 
 import pytest
 from trimtab.core.errors import TableError
-from trimtab.hw_profiles.kernel import KernelTiming
-from trimtab.hw_profiles.shipped import (
+from trimtab.hw_profiles.kernels.kernel import KernelTiming
+from trimtab.hw_profiles.kernels.shipped import (
     SHIPPED_FOLDER,
     list_tables,
     open_table,
@@ -11,8 +11,8 @@ from trimtab.hw_profiles.shipped import (
     table_name,
     user_table_path,
 )
-from trimtab.hw_profiles.table_file import read_table, update_table, write_table
-from trimtab.hw_profiles.table_identity import TableIdentity
+from trimtab.hw_profiles.kernels.table_file import read_table, update_table, write_table
+from trimtab.hw_profiles.kernels.table_identity import TableIdentity
 from trimtab.hw_profiles.testing import synthetic_identity, synthetic_kernel, synthetic_table
 
 HERE = synthetic_identity()

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from trimtab.experiments.surrogate import Effort, build_surrogate
-from trimtab.hw_profiles.surrogate import PairwiseSurrogate
-from trimtab.hw_profiles.surrogate_terms import Edges
+from trimtab.experiments.profiling.surrogate import Effort, build_surrogate
+from trimtab.hw_profiles.surrogate.surrogate import PairwiseSurrogate
+from trimtab.hw_profiles.surrogate.surrogate_terms import Edges
 from trimtab.spaces.layer import Group
 from trimtab.spaces.space import GraphOptions, Space
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS

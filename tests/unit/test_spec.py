@@ -10,7 +10,7 @@ from trimtab.experiments.launch import resolve_budget
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.spec import Spec
 from trimtab.experiments.spec_file import find_spec, list_recipes, load_spec
-from trimtab.hw_profiles.energy import Energy
+from trimtab.hw_profiles.energy.energy import Energy
 from trimtab.hw_profiles.latency import Latency
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS
 

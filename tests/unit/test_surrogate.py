@@ -3,9 +3,9 @@ import itertools
 import numpy as np
 import pytest
 from trimtab.core.errors import SpecError
-from trimtab.hw_profiles.joint_tables import cover_edges
-from trimtab.hw_profiles.surrogate import PairwiseSurrogate
-from trimtab.hw_profiles.surrogate_fit import (
+from trimtab.hw_profiles.surrogate.joint_tables import cover_edges
+from trimtab.hw_profiles.surrogate.surrogate import PairwiseSurrogate
+from trimtab.hw_profiles.surrogate.surrogate_fit import (
     Belief,
     Rows,
     TableError,
@@ -15,7 +15,7 @@ from trimtab.hw_profiles.surrogate_fit import (
     measured_prior,
     refit,
 )
-from trimtab.hw_profiles.surrogate_terms import Edges, Structure
+from trimtab.hw_profiles.surrogate.surrogate_terms import Edges, Structure
 
 
 def random_tables(rng, sizes, edges):

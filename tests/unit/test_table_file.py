@@ -13,8 +13,8 @@ import pytest
 from filelock import FileLock
 from trimtab.core.errors import TableError, TransientError
 from trimtab.core.files import MAX_TEXT_BYTES
-from trimtab.hw_profiles.kernel import KernelTiming
-from trimtab.hw_profiles.table_file import read_table, repair_table, salvage_table, update_table, write_table
+from trimtab.hw_profiles.kernels.kernel import KernelTiming
+from trimtab.hw_profiles.kernels.table_file import read_table, repair_table, salvage_table, update_table, write_table
 from trimtab.hw_profiles.testing import synthetic_identity, synthetic_kernel, synthetic_table
 
 HERE = synthetic_identity()

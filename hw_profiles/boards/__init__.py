@@ -1,0 +1,1 @@
+"""Devices without a runtime here: what they accept and how they fuse."""

@@ -1,0 +1,1 @@
+"""Joules of an inference: counted by the hardware, or from a table."""

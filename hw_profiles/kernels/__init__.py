@@ -1,0 +1,1 @@
+"""Kernels as executed, what they took, and the files that tell."""

@@ -1,0 +1,1 @@
+"""What lowered graphs will take: tables, predictors, corrections."""

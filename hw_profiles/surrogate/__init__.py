@@ -1,0 +1,1 @@
+"""A million prices a second: unary and boundary costs, their fit and their designs."""
