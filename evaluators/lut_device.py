@@ -1,8 +1,8 @@
 """A device without a runtime here: a board file says what it fuses, a table what its kernels take."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -13,11 +13,9 @@ import onnx
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError
 from ..hw_profiles.boards.board import Board, load_board
-from ..hw_profiles.kernels.kernel import Between, Kernel, KernelTiming, LoweredGraph, do_nothing
-from ..hw_profiles.kernels.kernel_table import KernelTable
+from ..hw_profiles.kernels.kernel import Between, KernelTiming, LoweredGraph, do_nothing
 from ..hw_profiles.latency import Latency
-from ..hw_profiles.prices.predictors import KernelPredictor
-from ..hw_profiles.prices.price_list import PriceList, fit_predictor
+from ..hw_profiles.prices.price_list import PriceList
 from ..hw_profiles.prices.pricing import GraphPrice, GraphPricer, MeasuredGraph
 from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import Target
@@ -127,29 +125,7 @@ class LutDevice:
             rest_s = graph.latency_s - _constant_s(board, sum(counts.values()))
             if len(counts) == len(graph.counts) and rest_s > 0:
                 measured.append(MeasuredGraph(counts, rest_s, graph.model))
-        return GraphPricer(PriceList(table, _LazyPredictor(table)), measured)
-
-
-@dataclass
-class _LazyPredictor:
-    """Learns from a table when the first kernel outside it is asked for; most boards' tables hold all that is."""
-
-    table: KernelTable
-
-    @cached_property
-    def _fitted(self) -> KernelPredictor:
-        fitted = fit_predictor(self.table)
-        if fitted is None:
-            raise SpecError("a table without kernels teaches nothing")
-        return fitted
-
-    def fit(self, kernels: Sequence[Kernel], seconds: np.ndarray) -> None:
-        """Learns from other kernels; see `KernelPredictor.fit`."""
-        self._fitted.fit(kernels, seconds)
-
-    def predict(self, kernels: Sequence[Kernel]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns medians and errors; see `KernelPredictor.predict`."""
-        return self._fitted.predict(kernels)
+        return GraphPricer(PriceList(table), measured)
 
 
 class LutExecutable:

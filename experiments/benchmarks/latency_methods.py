@@ -9,7 +9,7 @@ from ...hw_profiles.kernels.kernel import Kernel, KernelTiming
 from ...hw_profiles.kernels.kernel_features import describe_kind, find_family, stack_features
 from ...hw_profiles.kernels.kernel_table import KernelTable
 from ...hw_profiles.kernels.table_identity import TableIdentity
-from ...hw_profiles.prices.price_list import build_pricer, fit_predictor
+from ...hw_profiles.prices.price_list import build_pricer
 from ...spaces.layer import Layer
 from .latency_runs import ModelRuns
 
@@ -147,7 +147,7 @@ def make_ours(identity: TableIdentity) -> Callable[..., Prices]:
         for runs in learned_from:
             for i, run in enumerate(runs.designed):
                 add_run(table, run, model=runs.model, source=f"{runs.model} {i}")
-        pricer = build_pricer(table, model=subject.model, predictor=fit_predictor(table))
+        pricer = build_pricer(table, model=subject.model)
         prices = [pricer.price(run.counts, model=subject.model) for run in subject.tested]
         return np.array([p.seconds for p in prices]), np.array([p.standard_error_s for p in prices])
 

@@ -98,7 +98,9 @@ class Learner:
             if not pending:
                 left = self.plan.n_designed - len(runs)
                 done = {run.policy for run in runs}
-                order = build_pricer(known, model=self.model).choose(graphs, len(graphs), model=self.model)
+                order = build_pricer(known, model=self.model, predicts=False).choose(
+                    graphs, len(graphs), model=self.model
+                )
                 pending = [i for i in order if policies[i] not in done][: max(1, left // 3)] if left else []
         return runs
 

@@ -24,7 +24,7 @@ from ...hw_profiles.kernels.kernel_table import KernelTable
 from ...hw_profiles.kernels.shipped import open_table, user_table_path
 from ...hw_profiles.kernels.table_file import update_table
 from ...hw_profiles.kernels.table_identity import TableIdentity
-from ...hw_profiles.prices.price_list import build_pricer, fit_predictor
+from ...hw_profiles.prices.price_list import build_pricer
 from ...hw_profiles.prices.pricing import NOISE, GraphPricer
 from ...spaces.policy import Policy
 from ..preparation import Preparation, prepare
@@ -167,7 +167,7 @@ class _Session:
             tested = learner.measure_test(report=self._report("test policies"))
             if not designed or not tested:
                 raise MeasurementError("no policy could be measured; see log.txt in the run's folder")
-            pricer = build_pricer(after, model=self._model, predictor=fit_predictor(after), noise=noise)
+            pricer = build_pricer(after, model=self._model, noise=noise)
             accuracy = self._validate(pricer, tested)
             surrogate_accuracy = self._validate_surrogate(collector, pricer, designed, tested)
             for run in tested:

@@ -11,7 +11,7 @@ from ...hw_profiles.kernels.kernel_table import KernelTable
 from ...hw_profiles.kernels.shipped import open_table
 from ...hw_profiles.kernels.table_identity import TableIdentity
 from ...hw_profiles.latency import Latency
-from ...hw_profiles.prices.price_list import build_pricer, fit_predictor
+from ...hw_profiles.prices.price_list import build_pricer
 from ...hw_profiles.prices.pricing import GraphPrice, GraphPricer
 from ...spaces.policy import Policy
 from ..preparation import Preparation
@@ -32,8 +32,7 @@ class TablePrices:
 
     @cached_property
     def _pricer(self) -> GraphPricer:
-        predictor = fit_predictor(self.table)
-        return build_pricer(self.table, model=self.preparation.table_name, predictor=predictor)
+        return build_pricer(self.table, model=self.preparation.table_name)
 
     def price(self, policy: Policy) -> GraphPrice:
         """Prices one policy, in seconds of the machine on which the table was measured.

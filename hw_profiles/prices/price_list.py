@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -22,8 +23,9 @@ class PriceList:
     """A kernel table with a predictor behind it; see `LatencySource`."""
 
     table: KernelTable
-    #: fitted; None: unseen kernels get a guess with an error as large as itself
-    predictor: KernelPredictor | None = None
+    #: fit a predictor to the table as soon as a kernel is asked for that it does not hold; otherwise such kernels get
+    #: a guess with an error as large as itself
+    predicts: bool = True
 
     def price(self, kernels: Sequence[Kernel]) -> list[KernelPrice]:
         """Returns one price per kernel, in their order."""
@@ -31,6 +33,15 @@ class PriceList:
         missing = [kernel for kernel, price in zip(kernels, found, strict=True) if price is None]
         predicted = iter(self._predict(missing))
         return [next(predicted) if price is None else price for price in found]
+
+    @cached_property
+    def _predictor(self) -> KernelPredictor | None:
+        timed = [(kernel, latency) for kernel in self.table.kernels() if (latency := self.table.latency(kernel))]
+        if not timed or not self.predicts:
+            return None
+        predictor = build_predictor()
+        predictor.fit([kernel for kernel, _ in timed], np.array([latency.median_s for _, latency in timed]))
+        return predictor
 
     def _look_up(self, kernel: Kernel) -> KernelPrice | None:
         latency = self.table.latency(kernel)
@@ -41,21 +52,21 @@ class PriceList:
         return KernelPrice(latency.median_s, float(error_s / max(latency.median_s, 1e-9)), "table")
 
     def _predict(self, kernels: Sequence[Kernel]) -> list[KernelPrice]:
-        if self.predictor is None or not kernels:
+        if not kernels:
+            return []
+        if self._predictor is None:
             return [_GUESS for _ in kernels]
-        seconds, errors = self.predictor.predict(kernels)
+        seconds, errors = self._predictor.predict(kernels)
         return [KernelPrice(float(s), float(e), "model") for s, e in zip(seconds, errors, strict=True)]
 
 
-def build_pricer(
-    table: KernelTable, *, model: str = "", predictor: KernelPredictor | None = None, noise: float = NOISE
-) -> GraphPricer:
+def build_pricer(table: KernelTable, *, model: str = "", predicts: bool = True, noise: float = NOISE) -> GraphPricer:
     """Makes a pricer from all that a table holds.
 
     Args:
         table: kernels and whole graphs of one device.
         model: whose graphs are all used; of the others a fixed number is.
-        predictor: fitted, for kernels outside the table.
+        predicts: see `PriceList.predicts`.
         noise: see `GraphPricer.noise`.
     """
     own = [graph for graph in table.graphs if graph.model == model]
@@ -66,15 +77,4 @@ def build_pricer(
         counts = {kernel: n for name, n in graph.counts if (kernel := table.kernel(name)) is not None}
         if len(counts) == len(graph.counts):
             measured.append(MeasuredGraph(counts, graph.latency_s, graph.model))
-    return GraphPricer(PriceList(table, predictor), measured, noise)
-
-
-def fit_predictor(table: KernelTable) -> KernelPredictor | None:
-    """Fits the predictor of choice to a table; None where the table is empty."""
-    predictor = build_predictor()
-    kernels = table.kernels()
-    latencies = [table.latency(kernel) for kernel in kernels]
-    if not kernels:
-        return None
-    predictor.fit(kernels, np.array([latency.median_s for latency in latencies if latency is not None]))
-    return predictor
+    return GraphPricer(PriceList(table, predicts), measured, noise)
