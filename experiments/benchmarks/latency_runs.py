@@ -107,7 +107,7 @@ def _measure(model: str, runtime: str, plan: LearningPlan) -> ModelRuns:
 
     learner = Learner(collector, edges, model, plan)
     designed = learner.measure_designed(KernelTable(TableIdentity.of(device.identify())), report=report)
-    tested = learner.measure_test(report=report)
+    tested = learner.measure_test(designed, report=report)
     sys.stderr.write("\n")
     groups = {group.name: group.layers for group in preparation.space.groups}
     return ModelRuns(model, preparation.table_name, preparation.model.layers, groups, tuple(designed), tuple(tested))

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -104,15 +104,22 @@ class Learner:
                 pending = [i for i in order if policies[i] not in done][: max(1, left // 3)] if left else []
         return runs
 
-    def measure_test(self, *, report: Report = _stay_silent) -> list[PolicyRun]:
-        """Measures mixed policies as wholes; another seed than that of the designed ones."""
+    def measure_test(self, designed: Sequence[PolicyRun], *, report: Report = _stay_silent) -> list[PolicyRun]:
+        """Measures mixed policies as wholes; none of them lowers to the same graph as another or as a designed one.
+
+        Args:
+            designed: what was measured to learn from.
+            report: told after every policy.
+        """
         rng = np.random.default_rng([self.plan.seed, 1])
+        seen = {graph_key(run.counts) for run in designed}
         runs: list[PolicyRun] = []
         for _ in range(4 * self.plan.n_test):
             if len(runs) == self.plan.n_test:
                 break
             run = self._measure(draw_mixed(self.collector.space, rng), with_kernels=False)
-            if run is not None and run.policy not in {other.policy for other in runs}:
+            if run is not None and graph_key(run.counts) not in seen:
+                seen.add(graph_key(run.counts))
                 runs.append(run)
                 report(len(runs), self.plan.n_test)
         return runs
@@ -135,6 +142,11 @@ class Learner:
         except (PolicyError, MeasurementError) as error:
             _log.warning("a policy could not be measured and is left out: %s", error)
             return None
+
+
+def graph_key(counts: Mapping[Kernel, int]) -> tuple[tuple[str, int], ...]:
+    """Returns what two graphs must share to cost the same; as in `GraphObservation.counts`."""
+    return tuple(sorted((kernel.id, n) for kernel, n in counts.items()))
 
 
 def add_run(table: KernelTable, run: PolicyRun, *, model: str, source: str) -> None:

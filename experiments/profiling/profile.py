@@ -34,7 +34,7 @@ from ..spec_file import load_spec
 from .accuracy import PriceAccuracy, compare_prices
 from .collect import Collector, PolicyRun
 from .device_profiles import find_profile, save_profile
-from .learn import Learner, LearningPlan, add_run
+from .learn import Learner, LearningPlan, add_run, graph_key
 from .scatter import check_matplotlib, draw_scatter
 from .surrogate import Effort, build_surrogate
 from .teach import time_random_networks
@@ -163,11 +163,13 @@ class _Session:
             self._teach()
             learner = Learner(collector, self._edges, self._model, self._plan, keep=self._keep)
             designed = learner.measure_designed(before, report=self._report("designed policies"))
-            after = open_table(self._identity, cache_folder())
-            tested = learner.measure_test(report=self._report("test policies"))
+            tested = learner.measure_test(designed, report=self._report("test policies"))
             if not designed or not tested:
                 raise MeasurementError("no policy could be measured; see log.txt in the run's folder")
-            pricer = build_pricer(after, model=self._model, noise=noise)
+            # an earlier profile may have measured the same ones, and nothing may be fitted on what it is tested on
+            asked = {graph_key(run.counts) for run in tested}
+            known = open_table(self._identity, cache_folder()).without_graphs(lambda graph: graph.counts in asked)
+            pricer = build_pricer(known, model=self._model, noise=noise)
             accuracy = self._validate(pricer, tested)
             surrogate_accuracy = self._validate_surrogate(collector, pricer, designed, tested)
             for run in tested:

@@ -95,3 +95,34 @@ def test_a_runtime_that_tells_no_kernels_is_refused_before_anything_is_measured(
     assert ended.exit_code == 2
     assert "does not tell its kernels" in ended.stderr
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_search_feeds_the_table_and_the_next_one_knows_what_to_promise(runtime, identity, workplace):
+    file = workplace.write_spec(
+        model="tiny:cnn",
+        data="tiny:images",
+        target={"runtime": runtime},
+        space=[{"layers": "*", "quantize": ["none", "int8"]}],
+        graph={"calibration": ["minmax"], "precision": ["float32"], "quantized_ops": [[]]},
+        search={"trials": 4},
+        workers={"address": "inline"},
+        budget={"accuracy_drop": 0.9},
+    )
+    results = []
+    for _ in range(2):
+        ended = workplace.call("search", file, "--json")
+        if ended.exit_code == 4:
+            pytest.skip(f"this machine is too unquiet to time anything: {ended.stderr}")
+        assert ended.exit_code == 0, ended.stderr
+        results.append(json.loads(ended.stdout))
+    table = read_table(user_table_path(identity, cache_folder()), expect=identity)
+    n_trials = results[0]["trials"]
+    assert n_trials <= len(table.graphs) <= 2 * n_trials
+    assert {source.rpartition(" ")[0].split()[0] for source in table.sources} == {"search"}
+    # the first search had nothing to promise from, and must not have promised from itself
+    assert results[0]["promised_latency"] is None
+    promised = results[1]["promised_latency"]
+    achieved = next(row["final"]["latency"] for row in results[1]["rows"] if row["label"] == "best policy")
+    assert promised["source"] == "table"
+    assert 0.2 < promised["median_s"] / achieved["median_s"] < 5.0
