@@ -11,13 +11,14 @@ from ...hw_profiles.kernels.kernel_table import KernelTable
 from ...hw_profiles.kernels.table_identity import TableIdentity
 from ...hw_profiles.prices.price_list import build_pricer
 from ...spaces.layer import Layer
-from .latency_runs import ModelRuns
+from ..profiling.learn import add_run
+from .latency_runs import Lesson, ModelRuns
 
 #: (prices, standard errors) in seconds, each (n test policies,); errors are None where a method has none
 Prices = tuple[np.ndarray, np.ndarray | None]
 
 
-def price_macs(subject: ModelRuns, learned_from: Sequence[ModelRuns]) -> Prices:
+def price_macs(subject: ModelRuns, learned_from: Sequence[ModelRuns], _: Sequence[Lesson]) -> Prices:
     """MACs-linear: seconds = a + Σ b_dtype · multiply-accumulates in that dtype, fitted on designed policies."""
     rows = [(_count_macs(runs, run.policy), run.latency.median_s) for runs in learned_from for run in runs.designed]
     design, seconds = np.array([row for row, _ in rows]), np.array([s for _, s in rows])
@@ -37,7 +38,7 @@ def _count_macs(runs: ModelRuns, policy: Any) -> list[float]:
     return [1.0, *plain, macs["int8"], macs["int8_dynamic"]]
 
 
-def price_layers(subject: ModelRuns, learned_from: Sequence[ModelRuns]) -> Prices | None:
+def price_layers(subject: ModelRuns, learned_from: Sequence[ModelRuns], _: Sequence[Lesson]) -> Prices | None:
     """Additive table: per layer and treatment what it took in the uniform policy, with a fitted scale and offset.
 
     Every kernel's time belongs to the last layer whose weight was read, as in the tables that peers make from a
@@ -100,11 +101,11 @@ def _sum_layers(runs: ModelRuns, table: dict[tuple[str, str, str], float], polic
     return total_s
 
 
-def price_forest(subject: ModelRuns, learned_from: Sequence[ModelRuns]) -> Prices:
+def price_forest(subject: ModelRuns, learned_from: Sequence[ModelRuns], lessons: Sequence[Lesson]) -> Prices:
     """Random forest per kernel family, prices summed: nn-Meter (Zhang et al., MobiSys 2021) on our kernels."""
     from sklearn.ensemble import RandomForestRegressor
 
-    medians = _median_times(learned_from)
+    medians = _median_times(learned_from, lessons)
     kernels, seconds = list(medians), np.array(list(medians.values()))
     families = np.array([find_family(kernel) for kernel in kernels])
     codes = {part: i for i, part in enumerate(sorted({p for kernel in kernels for p in describe_kind(kernel)[:4]}))}
@@ -128,22 +129,22 @@ def _encode(kernels: Sequence[Kernel], codes: dict[str, int]) -> np.ndarray:
     return np.hstack([stack_features(kernels), np.array(kinds, float).reshape(len(kernels), -1)])
 
 
-def _median_times(learned_from: Sequence[ModelRuns]) -> dict[Kernel, float]:
+def _median_times(learned_from: Sequence[ModelRuns], lessons: Sequence[Lesson]) -> dict[Kernel, float]:
     times: dict[Kernel, list[float]] = {}
-    for runs in learned_from:
-        for run in runs.designed:
-            for timing in run.timings:
-                times.setdefault(timing.kernel, []).append(timing.median_s)
+    measured = [run.timings for runs in learned_from for run in runs.designed]
+    for timings in (*measured, *(lesson.timings for lesson in lessons)):
+        for timing in timings:
+            times.setdefault(timing.kernel, []).append(timing.median_s)
     return {kernel: float(np.median(seen)) for kernel, seen in times.items()}
 
 
 def make_ours(identity: TableIdentity) -> Callable[..., Prices]:
     """Returns Trimtab's method: kernel table, predictor behind it, whole-graph correction."""
 
-    def price_ours(subject: ModelRuns, learned_from: Sequence[ModelRuns]) -> Prices:
-        from ..profiling.learn import add_run
-
+    def price_ours(subject: ModelRuns, learned_from: Sequence[ModelRuns], lessons: Sequence[Lesson]) -> Prices:
         table = KernelTable(identity)
+        for lesson in lessons:
+            table.add(lesson.timings, lesson.name)
         for runs in learned_from:
             for i, run in enumerate(runs.designed):
                 add_run(table, run, model=runs.model, source=f"{runs.model} {i}")

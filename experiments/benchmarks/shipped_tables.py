@@ -12,7 +12,7 @@ from ...hw_profiles.kernels.kernel import Kernel, KernelTiming
 from ...hw_profiles.kernels.kernel_table import GraphObservation, KernelTable
 from ...hw_profiles.kernels.shipped import SHIPPED_FOLDER, table_name
 from ...hw_profiles.kernels.table_file import write_table
-from .latency_runs import ModelRuns, identify
+from .latency_runs import ModelRuns, at_speed, identify, obtain_lessons, obtain_originals
 
 
 def main() -> None:
@@ -22,12 +22,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=SHIPPED_FOLDER)
     chosen = parser.parse_args()
     for runtime in ("onnxruntime", "openvino"):
-        every = [ModelRuns.from_json(json.loads(path.read_text())) for path in sorted(chosen.runs.glob(f"{runtime}-*"))]
+        paths = sorted(chosen.runs.glob(f"{runtime}-*.json"))
+        every = [ModelRuns.from_json(json.loads(path.read_text())) for path in paths]
         if not every:
             continue
         table = KernelTable(identify(runtime))
+        source = f"bench-latency {datetime.date.today().isoformat()}"
+        for lesson in obtain_lessons(runtime, chosen.runs, 0):
+            table.add(lesson.timings, f"{source} {lesson.name}")
+        originals = obtain_originals([runs.model for runs in every], runtime, chosen.runs)
         for runs in every:
-            _add(table, runs, f"bench-latency {datetime.date.today().isoformat()} {runs.model}")
+            _add(table, at_speed(runs, originals[runs.model]), f"{source} {runs.model}")
         write_table(chosen.out / table_name(table.identity), table)
 
 
