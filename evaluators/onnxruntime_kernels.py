@@ -70,11 +70,9 @@ def time_onnxruntime_kernels(
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = _open(onnxruntime, model, options, path)
-        n_warm_up = max(2, rounds.runs // 5)
         try:
-            for _ in range(n_warm_up + rounds.runs):
-                rounds.between()
-                session.run(None, inputs)
+            n_warm_up = rounds.warm_up(lambda: session.run(None, inputs))
+            rounds.repeat(lambda: session.run(None, inputs))
         except Exception as error:
             raise MeasurementError(f"onnxruntime fails to run the model: {error}") from error
         events = json.loads(Path(session.end_profiling()).read_text())

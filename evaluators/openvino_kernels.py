@@ -1,6 +1,8 @@
 """What OpenVINO makes of a model: its runtime model as kernels, without a run, and their times, with some."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,8 +58,8 @@ def time_openvino_kernels(
 ) -> list[KernelTiming]:
     """Runs a model that was compiled with ``PERF_COUNT``; returns one timing per executed kernel.
 
-    The plugin keeps one mean per kernel and compilation, in whole microseconds with the rest cut off (half of one is
-    added back); the median and the spread are over compilations.
+    The plugin keeps one mean per kernel and compilation, over all runs: what the warm-up added is taken out again. The
+    median and the spread are over compilations.
 
     Args:
         compile_model: compiles the model anew at each call.
@@ -69,28 +71,37 @@ def time_openvino_kernels(
     """
     means_us: dict[str, list[float]] = {}
     n_compilations = max(1, rounds.runs // _RUNS_EACH)
-    runs_each = rounds.runs // n_compilations
+    each = replace(rounds, runs=rounds.runs // n_compilations, min_time_s=rounds.min_time_s / n_compilations)
+    n_timed = 0
     for _ in range(n_compilations):
         compiled = compile_model()
+        request = compiled.create_infer_request()
+        run = partial(request.infer, inputs, share_inputs=True)
         try:
-            request = compiled.create_infer_request()
-            for _ in range(runs_each):
-                rounds.between()
-                request.infer(dict(inputs), share_inputs=True)
+            n_warm_up = each.warm_up(run)
+            warm_us = _read_counters(request)
+            n_runs = each.repeat(run)
         except Exception as error:
             raise MeasurementError(f"openvino fails to run the model: {error}") from error
-        for entry in request.get_profiling_info():
-            means_us.setdefault(entry.node_name, []).append(entry.real_time.total_seconds() * 1e6 + 0.5)
+        for name, mean_us in _read_counters(request).items():
+            total_us = mean_us * (n_warm_up + n_runs) - warm_us[name] * n_warm_up
+            means_us.setdefault(name, []).append(max(total_us / n_runs, 0.1))
+        n_timed += n_runs
     return [
-        _summarise(step.kernel, means_us[step.name], runs_each)
+        _summarise(step.kernel, means_us[step.name], n_timed)
         for step in lower_openvino(compiled).steps
         if step.name in means_us and not step.is_view
     ]
 
 
-def _summarise(kernel: Kernel, means_us: list[float], runs_each: int) -> KernelTiming:
+def _read_counters(request: Any) -> dict[str, float]:
+    """Returns node name → mean microseconds over all runs so far; half of what is cut off is added back."""
+    return {entry.node_name: entry.real_time.total_seconds() * 1e6 + 0.5 for entry in request.get_profiling_info()}
+
+
+def _summarise(kernel: Kernel, means_us: list[float], runs: int) -> KernelTiming:
     low, median, high = np.percentile(means_us, [25, 50, 75])
-    return KernelTiming(kernel, float(median) * 1e-6, float(high - low) * 1e-6, runs_each * len(means_us))
+    return KernelTiming(kernel, float(median) * 1e-6, float(high - low) * 1e-6, runs)
 
 
 def _find_constants(nodes: Sequence[tuple[Mapping[str, str], Any]]) -> set[str]:

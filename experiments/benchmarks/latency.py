@@ -26,7 +26,7 @@ MODELS = ("resnet8", "resnet18", "mobilenet_v2", "convnext", "minilm", "vit_tiny
 RUNTIMES = ("onnxruntime", "openvino")
 PLAN = LearningPlan(n_designed=28, n_test=40)
 #: small random networks that all methods but the first two may learn from
-_N_RANDOM = 96
+_N_RANDOM = 72
 
 _Method = Callable[[ModelRuns, Sequence[ModelRuns], Sequence[Lesson]], Prices | None]
 
