@@ -36,8 +36,8 @@ class LearningPlan:
     n_candidates: int = 96
     #: seconds for lowering candidates; when they are over, the choice is among those lowered so far
     max_lowering_s: float = 30.0
-    #: prices of lowered policies that the surrogate of each combination of graph-wide choices may cost
-    n_surrogate: int = 128
+    #: seconds for the prices of lowered policies that the surrogate is fitted to
+    max_surrogate_s: float = 75.0
     #: small random networks measured kernel by kernel, so that models never seen are priced better
     n_networks: int = 0
     seed: int = 0

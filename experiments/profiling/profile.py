@@ -243,13 +243,20 @@ class _Session:
     ) -> PriceAccuracy:
         """Fits a surrogate to prices of designed policies and to what was measured, and compares in the same way."""
         self._progress("fitting the surrogate", 0, 0)
+        started_s = time.monotonic()
+        collector.lower(tested[0].policy)
+        lowering_s = time.monotonic() - started_s
+        n_graphs = len(
+            {(run.policy.graph.fusion, run.policy.graph.quantized_ops, run.policy.graph.precision) for run in tested}
+        )
+        n_prices = int(self._plan.max_surrogate_s / (n_graphs * lowering_s))
 
         def level2(policies: Sequence[Policy]) -> list[tuple[float, float]]:
             prices = [pricer.price(collector.lower(policy), model=self._model) for policy in policies]
             return [(price.seconds, price.standard_error_s) for price in prices]
 
         space = collector.space
-        effort = Effort(n_most=self._plan.n_surrogate)
+        effort = Effort(n_first=min(64, max(n_prices, 16)), n_most=min(max(n_prices, 16), 1024))
         surrogate = build_surrogate(space, self._edges, level2, seed=self._plan.seed, effort=effort)
         surrogate.update(
             [run.policy for run in designed], [(run.latency.median_s, run.latency.error_s) for run in designed]

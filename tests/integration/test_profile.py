@@ -23,7 +23,7 @@ from trimtab.spaces.policy import Policy
 #: what a test machine does meanwhile is no reason to fail
 LOOSE = TimingSettings(min_runs=10, min_time_s=0.05, max_spread=100.0, max_uncertainty=100.0, max_drift=100.0)
 PLAN = LearningPlan(
-    n_designed=6, n_test=5, n_candidates=8, n_surrogate=32, quietness=Quietness(refused=100.0), timing=LOOSE
+    n_designed=6, n_test=5, n_candidates=8, max_surrogate_s=2.0, quietness=Quietness(refused=100.0), timing=LOOSE
 )
 
 
