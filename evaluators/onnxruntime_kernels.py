@@ -5,9 +5,11 @@ and shapes of all values, and the node indices from which the order of execution
 """
 
 import json
+import logging
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +140,8 @@ class _OrtFile:
     @classmethod
     def read(cls, path: Path) -> "_OrtFile":
         """Reads the file at once; nothing keeps it open."""
-        from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
+        with _no_new_log_handlers():
+            from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
 
         return cls(InferenceSession.GetRootAs(path.read_bytes(), 0).Model().Graph())
 
@@ -206,6 +209,16 @@ class _OrtFile:
         dtype, shape = _DTYPES.get(tensor.ElemType(), f"type{tensor.ElemType()}"), tensor.Shape()
         sides = () if shape is None else tuple(_side(shape.Dim(i)) for i in range(shape.DimLength()))
         return Tensor(dtype, sides, is_constant=name in self._constants)
+
+
+@contextmanager
+def _no_new_log_handlers() -> Iterator[None]:
+    """Takes back what an import added to the root logger: ``onnxruntime.tools`` sets logging up for the whole process."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    yield
+    for handler in [handler for handler in root.handlers if handler not in before]:
+        root.removeHandler(handler)
 
 
 def _order(nodes: Mapping[int, _Node]) -> list[_Node]:

@@ -1,5 +1,7 @@
 """The contract of devices that tell their kernels. A new one is one line in RUNTIMES."""
 
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -53,3 +55,12 @@ def case(runtime, model, option):
 @pytest.mark.parametrize("check", KERNEL_CHECKS, ids=lambda check: check.__name__)
 def test_every_kernel_device_keeps_the_contract(case, check):
     check(case)
+
+
+def test_lowering_leaves_the_logging_of_the_process_alone():
+    script = (
+        "import logging; from trimtab.evaluators.device import build_device; "
+        "from trimtab.evaluators.testing import example_artifact; from trimtab.hw_profiles.target import Target; "
+        "build_device(Target('onnxruntime')).lower(example_artifact()); print(logging.getLogger().handlers)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
