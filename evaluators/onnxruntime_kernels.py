@@ -213,7 +213,7 @@ class _OrtFile:
 
 @contextmanager
 def _no_new_log_handlers() -> Iterator[None]:
-    """Takes back what an import added to the root logger: ``onnxruntime.tools`` sets logging up for the whole process."""
+    """Takes back what an import added to the root logger: ``onnxruntime.tools`` sets up logging for everybody."""
     root = logging.getLogger()
     before = list(root.handlers)
     yield
