@@ -14,6 +14,9 @@ from .profile import HardwareProfile
 #: version of the file's form; a file of another one is refused
 SCHEMA_VERSION = 1
 
+#: share of the time that an option must save: of dozens of figures some are below 1 by luck, float16's among them
+LEAST_GAIN = 0.02
+
 #: runtimes pad channels to whole vectors: 16 float32 values, or 16 rows of an integer dot product, on AVX512
 _ALIGNMENT = 16
 
@@ -80,8 +83,8 @@ class Verdict:
 
     @property
     def pays(self) -> bool:
-        """Whether the option is faster in any context, beyond the error."""
-        return self.best.ratio + self.best.error < 1.0
+        """Whether the option is faster in any context, beyond the error and by more than `LEAST_GAIN`."""
+        return self.best.ratio + self.best.error < 1.0 - LEAST_GAIN
 
     @property
     def is_worth_trying(self) -> bool:
