@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..compressors.artifact import Artifact
+from ..core.errors import MeasurementError
 from ..hw_profiles.kernels.kernel import KernelTiming
+from ..hw_profiles.kernels.kernel_table import KernelTable
 from ..hw_profiles.latency import Latency
-from .device import Executable, KernelDevice
+from ..hw_profiles.prices.price_list import build_pricer
+from .device import Executable, KernelDevice, LoweringDevice
 
 
 @dataclass
@@ -23,7 +26,7 @@ class SteadyTimer:
     original: Executable
     #: input name → (batch, …) array
     batch: Mapping[str, np.ndarray]
-    #: what the original took when it was first timed; None before that
+    #: what the original takes at the speed that all times are brought to; None: what it takes when it is first timed
     usual_s: float | None = None
 
     def steady(self, latency: Latency) -> Latency:
@@ -49,6 +52,28 @@ class SteadyTimer:
         self.usual_s = self.usual_s or between.median_s
         factor = self.usual_s / between.median_s
         return tuple(replace(t, median_s=t.median_s * factor, iqr_s=t.iqr_s * factor) for t in timings)
+
+
+def find_usual_s(device: LoweringDevice, original: Artifact, table: KernelTable, *, model: str) -> float | None:
+    """Returns what the original takes on the machine as it was when a table was made; None where the table cannot tell.
+
+    New times are brought to that speed, or a table would mix the speeds of all days on which it grew.
+
+    Args:
+        device: whose table it is.
+        original: the untouched model.
+        table: what is known.
+        model: names the model in tables.
+    """
+    try:
+        price = build_pricer(table, model=model, predicts=False).price(device.lower(original), model=model)
+    except MeasurementError:
+        return None
+    return price.seconds if price.unseen_share < _MOST_UNSEEN else None
+
+
+#: share of the original's time that may be guessed where its price sets the speed
+_MOST_UNSEEN = 0.1
 
 
 class _TimedRun:

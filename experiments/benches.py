@@ -81,7 +81,8 @@ class TimingBench:
         self._meter = ResourceMeter(self._device, benches.batch, benches.wanted)
         self._feed: TableFeed | None = None
         if benches.feeds_table is not None and isinstance(self._device, KernelDevice):
-            self._feed = TableFeed(SteadyTimer(self._device, self._original, benches.batch), *benches.feeds_table)
+            timer = SteadyTimer(self._device, self._original, benches.batch)
+            self._feed = TableFeed(timer, original, *benches.feeds_table)
 
     def measure(self, artifact: Artifact) -> Measurement:
         """Times one artifact; see `DeviceBench`."""

@@ -67,6 +67,8 @@ class Collector:
     #: input name → (batch, …) array
     batch: Mapping[str, np.ndarray]
     timing: TimingSettings = DEFAULT_TIMING
+    #: see `SteadyTimer.usual_s`
+    usual_s: float | None = None
 
     @cached_property
     def original(self) -> Executable:
@@ -75,7 +77,7 @@ class Collector:
 
     @cached_property
     def _timer(self) -> SteadyTimer:
-        return SteadyTimer(self.device, self.original, self.batch)
+        return SteadyTimer(self.device, self.original, self.batch, self.usual_s)
 
     def build_original(self) -> Artifact:
         """Builds the untouched model."""

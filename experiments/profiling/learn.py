@@ -35,9 +35,9 @@ class LearningPlan:
     #: policies beside the uniform ones that the designed ones are chosen from
     n_candidates: int = 96
     #: seconds for lowering candidates; when they are over, the choice is among those lowered so far
-    max_lowering_s: float = 30.0
+    max_lowering_s: float = 20.0
     #: seconds for the prices of lowered policies that the surrogate is fitted to
-    max_surrogate_s: float = 75.0
+    max_surrogate_s: float = 45.0
     #: small random networks measured kernel by kernel, so that models never seen are priced better
     n_networks: int = 0
     seed: int = 0

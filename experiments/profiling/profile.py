@@ -16,6 +16,7 @@ from ...core.cache import cache_folder
 from ...core.errors import MeasurementError, SpecError
 from ...evaluators.accuracy import take_batch
 from ...evaluators.device import KernelDevice
+from ...evaluators.kernel_timing import find_usual_s
 from ...evaluators.latency import TimingSettings
 from ...evaluators.microbenchmarks import measure_device
 from ...evaluators.quietness import NullTest, require_quiet, run_null_test
@@ -59,7 +60,7 @@ class ProfileResult:
     accuracy: PriceAccuracy
     #: the same for the surrogate, which prices a million policies a second
     surrogate_accuracy: PriceAccuracy
-    #: median of the original, in seconds
+    #: median of the original, in seconds, on the machine as it was when its table began
     original_s: float
     null_test: NullTest
     #: seconds from the start to the end
@@ -161,6 +162,7 @@ class _Session:
             device = self._profile_device(again=again)
             before = open_table(self._identity, cache_folder())
             self._teach()
+            collector.usual_s = find_usual_s(self._device, collector.build_original(), before, model=self._model)
             learner = Learner(collector, self._edges, self._model, self._plan, keep=self._keep)
             designed = learner.measure_designed(before, report=self._report("designed policies"))
             tested = learner.measure_test(designed, report=self._report("test policies"))

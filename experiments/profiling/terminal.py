@@ -50,8 +50,8 @@ def print_profile(console: Console, result: ProfileResult) -> None:
     console.print(table)
     null = result.null_test
     lines = (
-        f"original: {result.original_s * 1e3:.3f} ms · {result.n_kernels} kernels, {result.n_new_kernels} of them new "
-        f"to the table · took {result.took_s:.0f} s",
+        f"original: {result.original_s * 1e3:.3f} ms at the table's speed · {result.n_kernels} kernels, "
+        f"{result.n_new_kernels} of them new to the table · took {result.took_s:.0f} s",
         f"machine: {null.verdict()}, the same model twice differs by {null.deviation:+.1%} "
         f"({null.low:+.1%} to {null.high:+.1%})" + _widened(result),
         f"table:   {result.table}",
