@@ -97,10 +97,22 @@ def _only_file(folder: Path, pattern: str) -> Path:
 def _unpack(archive: Path, folder: Path) -> None:
     try:
         with tarfile.open(archive) as file:
-            # "data" refuses absolute paths, links that lead out, and devices
-            file.extractall(folder, filter="data")
+            _extract(file, folder)
     except (tarfile.TarError, OSError, EOFError) as cause:
         raise DataError(f"{archive.name} cannot be unpacked: {cause}") from cause
+
+
+def _extract(file: tarfile.TarFile, folder: Path) -> None:
+    if hasattr(tarfile, "data_filter"):
+        # refuses absolute paths, links that lead out, and devices
+        file.extractall(folder, filter="data")
+        return
+    # Python before 3.11.4 has no filters
+    for member in file.getmembers():
+        is_inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+        if not is_inside or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name} would be written outside its folder, or is a link")
+    file.extractall(folder)  # noqa: S202
 
 
 def _move(source: Path, target: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-N_TRIALS, N_KILLS = 24, 20
+N_TRIALS, N_MANY_TRIALS, N_KILLS = 24, 72, 20
 #: a search that has not come so far by then never will
 PATIENCE_S = 60.0
 
@@ -42,12 +42,16 @@ def kill(process):
     process.communicate()
 
 
-@pytest.fixture
-def place(workplace):
-    workplace.write_spec(
-        target={"runtime": "tiny:SlowDevice"}, search={"algorithm": "tpe", "trials": N_TRIALS, "seed": 3},
+def write_spec(place, n_trials):
+    place.write_spec(
+        target={"runtime": "tiny:SlowDevice"}, search={"algorithm": "tpe", "trials": n_trials, "seed": 3},
         space=[{"layers": "*", "quantize": ["none", "float16", "int8", "int8_dynamic", "int8_weight"]}],
     )  # fmt: skip
+
+
+@pytest.fixture
+def place(workplace):
+    write_spec(workplace, N_TRIALS)
     return workplace
 
 
@@ -92,6 +96,8 @@ def test_a_search_killed_twenty_times_ends_as_one_that_was_not(place):
 
 
 def test_ctrl_c_says_how_to_go_on(place):
+    # on a busy machine the signal may come seconds late: the search must not be over by then
+    write_spec(place, N_MANY_TRIALS)
     process = place.start("search", "spec.yaml")
     journal = place.path / "runs" / "tiny" / "journal.jsonl"
     wait_for_lines(process, journal, 4)
@@ -100,7 +106,7 @@ def test_ctrl_c_says_how_to_go_on(place):
     assert (process.returncode, stdout) == (130, "")
     assert stderr == "\ninterrupted; go on with: trimtab resume runs/tiny\n"
     n_kept = len(read_journal(journal))
-    assert 3 <= n_kept < N_TRIALS
+    assert 3 <= n_kept < N_MANY_TRIALS
 
     ended = place.run("resume", "runs/tiny", "--json")
     assert ended.exit_code == 0, ended.stderr
