@@ -154,7 +154,7 @@ def repair_table(path: Path, *, timeout_s: float = LOCK_TIMEOUT_S) -> tuple[Salv
     return salvage, aside
 
 
-class _HeaderLostError(TableError):
+class HeaderLostError(TableError):
     """The first line of a table's file is not a header."""
 
 
@@ -228,7 +228,7 @@ def _read_header(path: Path, line: bytes) -> TableIdentity:
             )
         return TableIdentity.from_json(_unseal(line).get("identity"))
     except (ValueError, RecursionError) as cause:
-        raise _HeaderLostError(
+        raise HeaderLostError(
             f"{_NOUN} {path} does not begin with the header of a kernel table ({cause}), so nobody knows to which "
             "device the rest belongs; measure anew with: trimtab profile"
         ) from cause
@@ -316,7 +316,7 @@ def _read_for_update(path: Path, identity: TableIdentity) -> KernelTable:
         return KernelTable(identity)
     try:
         salvage = salvage_table(path)
-    except _HeaderLostError as error:
+    except HeaderLostError as error:
         _log.warning("%s; it is kept as %s, a new table begins", error, _set_aside(path))
         return KernelTable(identity)
     _check_identity(path, salvage.table.identity, identity)
