@@ -49,6 +49,14 @@ def write_spec(place, n_trials):
     )  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def _children_hear_ctrl_c():
+    """A shell ignores SIGINT for what it runs in the background, and what is started here would inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def place(workplace):
     write_spec(workplace, N_TRIALS)
