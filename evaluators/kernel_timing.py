@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -33,13 +33,7 @@ class SteadyTimer:
         """Returns a latency that was timed in turns with the original as it would have been at first."""
         now_s = latency.reference_s or latency.median_s
         self.usual_s = self.usual_s or now_s
-        factor = self.usual_s / now_s
-        return replace(
-            latency,
-            median_s=latency.median_s * factor,
-            iqr_s=latency.iqr_s * factor,
-            reference_s=None if latency.reference_s is None else latency.reference_s * factor,
-        )
+        return latency.scaled(self.usual_s / now_s)
 
     def time_kernels(self, artifact: Artifact, *, runs: int) -> tuple[KernelTiming, ...]:
         """Times an artifact's kernels in turns with the original; see `KernelDevice.time_kernels`.
@@ -50,8 +44,7 @@ class SteadyTimer:
         between = _TimedRun(self.original, self.batch)
         timings = self.device.time_kernels(artifact, self.batch, runs=runs, between=between)
         self.usual_s = self.usual_s or between.median_s
-        factor = self.usual_s / between.median_s
-        return tuple(replace(t, median_s=t.median_s * factor, iqr_s=t.iqr_s * factor) for t in timings)
+        return tuple(timing.scaled(self.usual_s / between.median_s) for timing in timings)
 
 
 def find_usual_s(device: LoweringDevice, original: Artifact, table: KernelTable, *, model: str) -> float | None:

@@ -1,7 +1,7 @@
 """A latency with its spread and its origin."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -42,6 +42,16 @@ class Latency:
     def ratio(self) -> float | None:
         """This latency over the original's, both from the same minutes; None without a reference."""
         return None if self.reference_s is None else self.median_s / self.reference_s
+
+    def scaled(self, factor: float) -> "Latency":
+        """Returns this latency on a machine that takes ``factor`` times as long."""
+        return replace(
+            self,
+            median_s=self.median_s * factor,
+            iqr_s=self.iqr_s * factor,
+            reference_s=None if self.reference_s is None else self.reference_s * factor,
+            standard_error_s=None if self.standard_error_s is None else self.standard_error_s * factor,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values; without a stated error where there is none."""

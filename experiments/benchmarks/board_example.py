@@ -8,7 +8,7 @@ writes the table beside the board file, and compares prices with measured latenc
 import argparse
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -169,7 +169,7 @@ def teach(table: KernelTable, subject: Subject, rule: FusionRule) -> None:
 def _scale(timings: Sequence[KernelTiming], total_s: float) -> list[KernelTiming]:
     """Makes kernels add up to the whole: the profiler itself takes some microseconds for each."""
     factor = total_s / sum(timing.median_s for timing in timings)
-    return [replace(timing, median_s=timing.median_s * factor, iqr_s=timing.iqr_s * factor) for timing in timings]
+    return [timing.scaled(factor) for timing in timings]
 
 
 def _time_kernels(

@@ -130,14 +130,8 @@ def at_speed(runs: ModelRuns, original_s: float) -> ModelRuns:
 
 
 def _scale(run: PolicyRun, factor: float) -> PolicyRun:
-    latency = replace(
-        run.latency,
-        median_s=run.latency.median_s * factor,
-        iqr_s=run.latency.iqr_s * factor,
-        reference_s=(run.latency.reference_s or 0.0) * factor,
-    )
-    timings = tuple(replace(t, median_s=t.median_s * factor, iqr_s=t.iqr_s * factor) for t in run.timings)
-    return replace(run, latency=latency, timings=timings)
+    timings = tuple(timing.scaled(factor) for timing in run.timings)
+    return replace(run, latency=run.latency.scaled(factor), timings=timings)
 
 
 def _measure(model: str, runtime: str, plan: LearningPlan) -> ModelRuns:

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -185,6 +185,10 @@ class KernelTiming:
     median_s: float
     iqr_s: float
     runs: int
+
+    def scaled(self, factor: float) -> "KernelTiming":
+        """Returns this timing on a machine that takes ``factor`` times as long."""
+        return replace(self, median_s=self.median_s * factor, iqr_s=self.iqr_s * factor)
 
 
 #: what is done between two runs of a graph whose kernels are timed
