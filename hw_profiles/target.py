@@ -11,6 +11,16 @@ OPTION_KINDS: dict[str, frozenset[str]] = {
     "int8_weight": frozenset({"conv", "depthwise_conv", "linear", "embedding"}),
     "int4_weight": frozenset({"linear"}),
     "float16": frozenset({"conv", "depthwise_conv", "linear", "embedding"}),
+    "float32": frozenset({"conv", "depthwise_conv", "linear"}),
+    "float8": frozenset({"conv", "linear"}),
+}
+
+#: The same of the techniques before quantisation; pruning is offered on structures, not on layers.
+TECHNIQUE_KINDS: dict[str, frozenset[str]] = {
+    "low_rank": frozenset({"conv", "linear"}),
+    "cluster": frozenset({"conv", "depthwise_conv", "linear", "embedding"}),
+    "binarize": frozenset({"conv", "depthwise_conv", "linear"}),
+    "sparsify": frozenset({"conv", "depthwise_conv", "linear"}),
 }
 
 
@@ -60,11 +70,18 @@ class Capabilities:
     #: how "int8_dynamic" is written: "operators" (DynamicQuantizeLinear + MatMulInteger) or "weights"
     #: (a compressed weight; the runtime quantises the activations itself)
     dynamic_form: str = "operators"
+    #: techniques (and quantize options) that make a file smaller here and nothing faster, as measured
+    size_only: frozenset[str] = frozenset()
+    #: channel counts that pruning leaves are rounded to a multiple of this
+    channel_multiple: int = 1
 
     def why_not(self, option: str, kind: str) -> str | None:
-        """Returns why a layer of this kind cannot take the option here; None when it can."""
-        if kind not in OPTION_KINDS.get(option, frozenset()):
+        """Returns why a layer of this kind cannot take the quantize option, or technique, here; None when it can."""
+        known = OPTION_KINDS.get(option) or TECHNIQUE_KINDS.get(option, frozenset())
+        if kind not in known:
             return f"{option} is not defined for {kind} layers"
+        if option in TECHNIQUE_KINDS:
+            return None
         if kind not in self.quantize.get(option, frozenset()):
             return f"the target does not run {option} on {kind} layers"
         return None

@@ -62,7 +62,7 @@ def design_policies(
     *,
     seed: int,
     n_policies: int | None = None,
-    graph: Sequence[int] = (0, 0, 0, 0),
+    graph: Sequence[int] = (),
 ) -> Design:
     """Returns policies that identify every term of a structure, many groups flipped at once.
 
@@ -75,13 +75,14 @@ def design_policies(
         structure: the terms, over the space's groups.
         seed: the same seed gives the same policies.
         n_policies: `ROWS_PER_TERM` for each term where it is not given.
-        graph: entries of the graph-wide choices, the same in every policy.
+        graph: entries of the graph-wide choices, the same in every policy; those that are not given are 0.
     """
     wanted = n_policies or int(np.ceil(ROWS_PER_TERM * structure.n_terms))
     rng = np.random.default_rng(seed)
     n_tries = _N_TRIES if wanted * structure.n_terms <= _FEW else 1
     designs = [
-        Design(space, structure, _with_graph(_one_design(structure, wanted, rng), graph)) for _ in range(n_tries)
+        Design(space, structure, _with_graph(_one_design(structure, wanted, rng), _fill(space, graph)))
+        for _ in range(n_tries)
     ]
     if n_tries == 1:
         return designs[0]
@@ -116,6 +117,11 @@ def _one_design(structure: Structure, wanted: int, rng: np.random.Generator) -> 
 
 def _random_vectors(structure: Structure, n: int, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(0, structure.sizes, (n, len(structure.sizes)))
+
+
+def _fill(space: Space, graph: Sequence[int]) -> tuple[int, ...]:
+    n_choices = len(space.dimensions) - len(space.groups)
+    return (*graph, *(0,) * (n_choices - len(graph)))
 
 
 def _with_graph(vectors: np.ndarray, graph: Sequence[int]) -> np.ndarray:

@@ -31,12 +31,39 @@ class Layer:
         return {**asdict(self), "weight_shape": list(self.weight_shape), "output_shape": list(self.output_shape)}
 
 
+#: every kind of structure that can be pruned
+STRUCTURE_KINDS = ("channels", "heads", "block")
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """Channels, heads or a block that go or stay together, as the dependencies of the graph tell."""
+
+    #: the kind, a colon, and the module that names it: ``channels:layer1.0.conv1``
+    name: str
+    #: one of `STRUCTURE_KINDS`
+    kind: str
+    #: torch module paths of all layers that change shape (or go); those that produce the channels first
+    layers: tuple[str, ...]
+    #: how many of the layers, from the first on, produce what is pruned
+    n_producers: int
+    #: channels, heads or inner units; 1 for a block
+    n_units: int
+
+    def __str__(self) -> str:
+        producers, readers = self.layers[: self.n_producers], self.layers[self.n_producers :]
+        tail = f" → {', '.join(readers)}" if readers else ""
+        return f"{self.name} ({self.n_units} units): {', '.join(producers)}{tail}"
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Layers that must be treated alike, because the runtime or a shared weight ties them."""
+    """Layers that must be treated alike, because the runtime or a shared weight ties them; or a structure."""
 
     name: str
     layers: tuple[str, ...]
+    #: ``layers``, or one of `STRUCTURE_KINDS`: then only pruning is on offer, and a layer stands in other groups too
+    kind: str = "layers"
 
 
 def fingerprint_layers(layers: tuple[Layer, ...]) -> str:

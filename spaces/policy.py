@@ -7,6 +7,7 @@ from typing import Any
 from ..core.errors import SpecError
 from ..core.files import short_digest
 from ..core.names import describe_unknown
+from .recovery import Recovery
 from .treatment import Treatment
 
 CALIBRATIONS = ("minmax", "percentile", "entropy", "mse")
@@ -14,6 +15,9 @@ FUSIONS = ("none", "gelu", "attention", "full")
 #: op families besides the layers themselves that can run on quantised tensors
 EXTRA_OPS = ("add", "pool", "activation", "matmul")
 PRECISIONS = ("float32", "bfloat16", "float16")
+ROUNDINGS = ("nearest", "compensated")
+EQUALIZATIONS = ("none", "cross_layer", "smooth")
+CORRECTIONS = ("none", "bias")
 
 _DEFAULT = Treatment()
 
@@ -30,12 +34,22 @@ class GraphTreatment:
     quantized_ops: tuple[str, ...] = ()
     #: the precision in which the runtime executes what stays floating point
     precision: str = "float32"
+    #: how weights become integers: each to the ``nearest``, or ``compensated``: what one loses the next make good (GPTQ)
+    rounding: str = "nearest"
+    #: scales moved between layers before rounding: between convolutions (``cross_layer``), or from activations with
+    #: outliers into the weights of linear layers (``smooth``: SmoothQuant)
+    equalization: str = "none"
+    #: ``bias``: the mean error of each output is taken off its bias
+    correction: str = "none"
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
             ("fusion", self.fusion, FUSIONS),
             ("calibration", self.calibration, CALIBRATIONS),
             ("precision", self.precision, PRECISIONS),
+            ("rounding", self.rounding, ROUNDINGS),
+            ("equalization", self.equalization, EQUALIZATIONS),
+            ("correction", self.correction, CORRECTIONS),
             *(("quantized_ops", op, EXTRA_OPS) for op in self.quantized_ops),
         ):
             if value not in allowed:
@@ -44,11 +58,14 @@ class GraphTreatment:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
+        later = ("rounding", "equalization", "correction")  # came after the first files were written
+        chosen = {name: getattr(self, name) for name in later}
         return {
             "fusion": self.fusion,
             "calibration": self.calibration,
             "quantized_ops": list(self.quantized_ops),
             "precision": self.precision,
+            **{name: value for name, value in chosen.items() if value != getattr(_DEFAULT_GRAPH, name)},
         }
 
     @classmethod
@@ -67,12 +84,16 @@ class GraphTreatment:
         return cls(**{**value, "quantized_ops": tuple(value.get("quantized_ops", []))})
 
 
+_DEFAULT_GRAPH = GraphTreatment()
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What happens to every group; canonical, so equivalent policies compare and hash equal.
 
     Groups that stay untouched are left out, and graph choices without effect fall back to their default:
-    calibration and quantised ops mean nothing where no layer has statically quantised activations.
+    calibration and quantised ops mean nothing where no layer has statically quantised activations; rounding,
+    equalisation and correction nothing where no weight becomes integers; recovery nothing where nothing was lost.
 
     >>> Policy({"fc": Treatment()}) == Policy({})
     True
@@ -80,14 +101,20 @@ class Policy:
 
     groups: tuple[tuple[str, Treatment], ...]
     graph: GraphTreatment
+    recovery: Recovery
 
-    def __init__(self, groups: Mapping[str, Treatment], graph: GraphTreatment | None = None) -> None:
+    def __init__(
+        self, groups: Mapping[str, Treatment], graph: GraphTreatment | None = None, recovery: Recovery | None = None
+    ) -> None:
         graph = graph or GraphTreatment()
         kept = tuple((name, groups[name]) for name in sorted(groups) if groups[name] != _DEFAULT)
         if not any(choice.is_static for _, choice in kept):
             graph = replace(graph, calibration="minmax", quantized_ops=())
+        if not any(choice.is_quantized for _, choice in kept):
+            graph = replace(graph, rounding="nearest", equalization="none", correction="none")
         object.__setattr__(self, "groups", kept)
         object.__setattr__(self, "graph", graph)
+        object.__setattr__(self, "recovery", recovery if recovery is not None and kept else Recovery())
 
     def __getitem__(self, group: str) -> Treatment:
         return dict(self.groups).get(group, _DEFAULT)
@@ -107,7 +134,13 @@ class Policy:
         return {
             "graph": self.graph.to_json(),
             "groups": {name: treatment.to_json() for name, treatment in self.groups},
+            **({"recovery": self.recovery.to_json()} if self.recovery.trains else {}),
         }
+
+    @property
+    def untrained(self) -> "Policy":
+        """The same policy without recovery: equal shapes and kernels, at no cost of training."""
+        return Policy(dict(self.groups), self.graph)
 
     @classmethod
     def from_json(cls, value: Any) -> "Policy":
@@ -119,4 +152,5 @@ class Policy:
         if not isinstance(value, dict) or not isinstance(value.get("groups"), dict):
             raise SpecError("a policy must hold the objects 'graph' and 'groups'")
         groups = {str(name): Treatment.from_json(entry) for name, entry in value["groups"].items()}
-        return cls(groups, GraphTreatment.from_json(value.get("graph", {})))
+        recovery = Recovery.from_json(value.get("recovery", "none"))
+        return cls(groups, GraphTreatment.from_json(value.get("graph", {})), recovery)

@@ -10,6 +10,7 @@ import numpy as np
 from ..core.errors import PolicyError
 from .layer import Group
 from .policy import GraphTreatment, Policy
+from .recovery import Recovery
 from .treatment import Treatment
 
 
@@ -21,14 +22,19 @@ class GraphOptions:
     calibration: tuple[str, ...] = ("minmax",)
     quantized_ops: tuple[tuple[str, ...], ...] = ((),)
     precision: tuple[str, ...] = ("float32",)
+    rounding: tuple[str, ...] = ("nearest",)
+    equalization: tuple[str, ...] = ("none",)
+    correction: tuple[str, ...] = ("none",)
+    #: what may be trained afterwards
+    recovery: tuple[Recovery, ...] = (Recovery(),)
 
 
 @dataclass(frozen=True)
 class Space:
-    """An ordered choice per group, then the four graph-wide choices.
+    """An ordered choice per group, then the graph-wide choices.
 
-    Encoded as an integer vector: one entry a group (index of its treatment), then fusion, calibration,
-    quantized_ops and precision. Several vectors may mean one policy (see `Policy`); `size` counts policies.
+    Encoded as an integer vector: one entry a group (index of its treatment), then one for each field of
+    `GraphOptions`. Several vectors may mean one policy (see `Policy`); `size` counts policies.
 
     >>> space = Space((Group("fc", ("fc",)),), ((Treatment(), Treatment(weight_dtype="int8")),), GraphOptions())
     >>> space.size
@@ -50,10 +56,22 @@ class Space:
     def size(self) -> int:
         """The number of different policies."""
         every = math.prod(len(options) for options in self.options)
-        float_only = math.prod(sum(not option.is_static for option in options) for options in self.options)
-        always = len(set(self.graph.fusion)) * len(set(self.graph.precision))
-        static = len(set(self.graph.calibration)) * len({tuple(sorted(ops)) for ops in self.graph.quantized_ops})
-        return always * (float_only + (every - float_only) * static)
+        not_static = math.prod(sum(not option.is_static for option in options) for options in self.options)
+        plain = [[option for option in options if not option.is_quantized] for options in self.options]
+        not_quantized = math.prod(len(options) for options in plain)
+        neither = math.prod(sum(not option.is_static for option in options) for options in plain)
+        untouched = math.prod(options.count(Treatment()) for options in self.options)
+        choices = {name: len(set(getattr(self.graph, name))) for name in _GRAPH_CHOICES}
+        static = choices["calibration"] * len({tuple(sorted(ops)) for ops in self.graph.quantized_ops})
+        quantized = choices["rounding"] * choices["equalization"] * choices["correction"]
+        both = every - not_static - not_quantized + neither
+        treated = (
+            neither - untouched
+            + (not_static - neither) * quantized
+            + (not_quantized - neither) * static
+            + both * static * quantized
+        )  # fmt: skip
+        return choices["fusion"] * choices["precision"] * (untouched + treated * choices["recovery"])
 
     def decode(self, vector: Sequence[int] | np.ndarray) -> Policy:
         """Returns the policy of a vector.
@@ -71,7 +89,8 @@ class Space:
         n_groups = len(self.groups)
         chosen = {g.name: o[e] for g, o, e in zip(self.groups, self.options, entries[:n_groups], strict=True)}
         graph = {name: getattr(self.graph, name)[e] for name, e in zip(_GRAPH_CHOICES, entries[n_groups:], strict=True)}
-        return Policy(chosen, GraphTreatment(**graph))
+        recovery = graph.pop("recovery")
+        return Policy(chosen, GraphTreatment(**graph), recovery)
 
     def encode(self, policy: Policy) -> np.ndarray:
         """Returns the vector of a policy: (n_dimensions,) int64. Inverse of `decode`.
@@ -90,9 +109,13 @@ class Space:
             for group, options in zip(self.groups, self.options, strict=True)
         ]
         has_static = any(treatment.is_static for treatment in chosen.values())
+        has_quantized = any(treatment.is_quantized for treatment in chosen.values())
+        idle = {*(() if has_static else _STATIC_CHOICES), *(() if has_quantized else _QUANTIZED_CHOICES)}
         for name in _GRAPH_CHOICES:
-            if name in _STATIC_CHOICES and not has_static:
+            if name in idle or (name == "recovery" and not chosen):
                 entries.append(0)
+            elif name == "recovery":
+                entries.append(_index(self.graph.recovery, policy.recovery, name))
             elif name == "quantized_ops":
                 alternatives = [tuple(sorted(set(ops))) for ops in self.graph.quantized_ops]
                 entries.append(_index(alternatives, policy.graph.quantized_ops, name))
@@ -125,33 +148,46 @@ class Space:
                     seen.add(neighbour)
                     yield neighbour
 
-    def uniform(self, treatment: Treatment, graph: GraphTreatment | None = None) -> Policy:
+    def uniform(
+        self, treatment: Treatment, graph: GraphTreatment | None = None, recovery: Recovery | None = None
+    ) -> Policy:
         """Gives the treatment to every group that offers it and leaves the others untouched."""
         chosen = {g.name: treatment for g, o in zip(self.groups, self.options, strict=True) if treatment in o}
-        return Policy(chosen, graph or self.default_graph)
+        return Policy(chosen, graph or self.default_graph, recovery)
 
     @cached_property
     def default_graph(self) -> GraphTreatment:
         """The first alternative of each graph-wide choice."""
-        return GraphTreatment(**{name: getattr(self.graph, name)[0] for name in _GRAPH_CHOICES})
+        return GraphTreatment(**{name: getattr(self.graph, name)[0] for name in _GRAPH_CHOICES if name != "recovery"})
 
     def layer_treatments(self, policy: Policy) -> dict[str, Treatment]:
-        """Returns layer name → treatment, for layers that are not left as they are."""
-        members = {group.name: group.layers for group in self.groups}
-        return {layer: treatment for name, treatment in policy.groups for layer in members[name]}
+        """Returns name → treatment of the layers, and of the structures, that are not left as they are."""
+        return spread_groups(self.groups, policy)
 
 
 def build_space(groups: Sequence[Group], options: Mapping[str, Sequence[Treatment]], graph: GraphOptions) -> Space:
     """Makes a space from the options on offer per layer: a group offers what all of its layers offer."""
     per_group = []
     for group in groups:
+        if group.kind != "layers":
+            per_group.append(tuple(dict.fromkeys(options[group.name])))
+            continue
         shared = [o for o in options[group.layers[0]] if all(o in options[layer] for layer in group.layers)]
         per_group.append(tuple(dict.fromkeys(shared)) or (Treatment(),))
     return Space(tuple(groups), tuple(per_group), graph)
 
 
-_GRAPH_CHOICES = ("fusion", "calibration", "quantized_ops", "precision")
+def spread_groups(groups: Sequence[Group], policy: Policy) -> dict[str, Treatment]:
+    """Returns name → treatment of the layers, and of the structures, that a policy does not leave as they are."""
+    members = {group.name: group.layers if group.kind == "layers" else (group.name,) for group in groups}
+    return {name: treatment for group, treatment in policy.groups for name in members[group]}
+
+
+_GRAPH_CHOICES = (
+    "fusion", "calibration", "quantized_ops", "precision", "rounding", "equalization", "correction", "recovery"
+)  # fmt: skip
 _STATIC_CHOICES = ("calibration", "quantized_ops")
+_QUANTIZED_CHOICES = ("rounding", "equalization", "correction")
 
 
 def _index(alternatives: Sequence[object], value: object, where: str) -> int:

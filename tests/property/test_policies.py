@@ -111,7 +111,7 @@ def test_granularity_means_nothing_without_integer_weights(dtype, granularity):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"weight_dtype": "int3"}, "weight_dtype must be one of float32, float16, int8, int4, got 'int3'"),
+        ({"weight_dtype": "int3"}, "weight_dtype must be one of float32, float16, float8, int8, int4, got 'int3'"),
         ({"weight_dtype": None}, "got None"),
         ({"granularity": "block33", "weight_dtype": "int8"}, "got 'block33'"),
         (
