@@ -34,7 +34,7 @@ class GraphTreatment:
     quantized_ops: tuple[str, ...] = ()
     #: the precision in which the runtime executes what stays floating point
     precision: str = "float32"
-    #: how weights become integers: each to the ``nearest``, or ``compensated``: what one loses the next make good (GPTQ)
+    #: how weights become integers: each to the ``nearest``, or ``compensated``: the next ones make good (GPTQ)
     rounding: str = "nearest"
     #: scales moved between layers before rounding: between convolutions (``cross_layer``), or from activations with
     #: outliers into the weights of linear layers (``smooth``: SmoothQuant)

@@ -128,6 +128,8 @@ def _pairs(value: object) -> list[tuple[str, str]]:
     for entry in value:
         names = (entry, entry) if isinstance(entry, str) else entry
         if not isinstance(names, list | tuple) or len(names) != 2:
-            raise SpecError(f"recovery: a feature is a module's name or a pair (student's, teacher's), got {entry!r:.80}")
+            raise SpecError(
+                f"recovery: a feature is a module's name or a pair (student's, teacher's), got {entry!r:.80}"
+            )
         found.append((str(names[0]), str(names[1])))
     return found
