@@ -240,10 +240,10 @@ def _canonicalise(treatment: Treatment) -> None:
 QUANTIZE_OPTIONS: dict[str, Treatment] = {
     "none": Treatment(),
     "float16": Treatment(weight_dtype="float16"),
-    "float32": Treatment(compute_dtype="float32"),
-    "float8": Treatment(weight_dtype="float8", activation_dtype="float8"),
     "int8": Treatment(weight_dtype="int8", activation_dtype="int8"),
     "int8_dynamic": Treatment(weight_dtype="int8", activation_dtype="int8", activation_range="dynamic"),
     "int8_weight": Treatment(weight_dtype="int8"),
     "int4_weight": Treatment(weight_dtype="int4", granularity="block32"),
+    "float32": Treatment(compute_dtype="float32"),
+    "float8": Treatment(weight_dtype="float8", activation_dtype="float8"),
 }

@@ -50,7 +50,7 @@ def list_candidates(space: Space, edges: Edges, *, n_policies: int, seed: int) -
         product(range(len(graph.fusion)), [0], range(len(graph.quantized_ops)), range(len(graph.precision)))
     )
     for position, vector in enumerate(vectors):
-        vector[len(space.groups) :] = combinations[position % len(combinations)]
+        vector[len(space.groups) :][:4] = combinations[position % len(combinations)]
     found.update(dict.fromkeys(space.decode(vector) for vector in vectors))
     rng = np.random.default_rng(seed)
     found.update(dict.fromkeys(draw_mixed(space, rng) for _ in range(n_policies // 2)))

@@ -130,13 +130,13 @@ class SpaceSurrogate:
         )
 
     def _combination(self, vector: np.ndarray) -> Combination:
-        fusion, _, quantized_ops, precision = (int(entry) for entry in vector[len(self.space.groups) :])
+        fusion, _, quantized_ops, precision = (int(entry) for entry in vector[len(self.space.groups) :][:4])
         return fusion, 0, quantized_ops, precision
 
     def _apart(self, vectors: np.ndarray, compute: Callable[[PairwiseSurrogate, np.ndarray], np.ndarray]) -> np.ndarray:
         """Computes for each combination of graph choices by its own surrogate."""
         results = np.empty(len(vectors))
-        chosen = vectors[:, len(self.space.groups) :]
+        chosen = vectors[:, len(self.space.groups) :][:, :4]
         n_precisions, n_ops = len(self.space.graph.precision), len(self.space.graph.quantized_ops)
         codes = chosen @ np.array([n_precisions * n_ops, 0, n_precisions, 1])
         for code in np.unique(codes):

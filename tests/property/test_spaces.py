@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+from dataclasses import fields
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -11,7 +12,8 @@ from trimtab.core.errors import PolicyError, SpecError
 from trimtab.core.seeds import derive_rng, derive_seed
 from trimtab.hw_profiles.target import OPTION_KINDS, Capabilities
 from trimtab.spaces.layer import LAYER_KINDS, Group, Layer, fingerprint_layers
-from trimtab.spaces.policy import CALIBRATIONS, EXTRA_OPS, FUSIONS, PRECISIONS, GraphTreatment, Policy
+from trimtab.spaces.policy import CALIBRATIONS, EXTRA_OPS, FUSIONS, PRECISIONS, ROUNDINGS, GraphTreatment, Policy
+from trimtab.spaces.recovery import Recovery
 from trimtab.spaces.rules import Rule, resolve_options, tie_layers
 from trimtab.spaces.space import GraphOptions, Space, build_space
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS, Treatment
@@ -26,12 +28,18 @@ _op_sets = st.lists(st.permutations(EXTRA_OPS).flatmap(lambda ops: st.integers(0
                     min_size=1, max_size=2).map(tuple)  # fmt: skip
 
 
+_RECOVERIES = (Recovery(), Recovery("finetune"), Recovery("distill", epochs=0.5))
+
+
 @st.composite
 def spaces(draw):
     """Small enough to list every vector."""
     options = draw(st.lists(_few(list(QUANTIZE_OPTIONS.values()), 3), min_size=1, max_size=3))
     groups = tuple(Group(f"g{n}", (f"g{n}", f"g{n}#2")) for n in range(len(options)))
-    graph = GraphOptions(draw(_few(FUSIONS, 2)), draw(_few(CALIBRATIONS, 2)), draw(_op_sets), draw(_few(PRECISIONS, 2)))
+    graph = GraphOptions(
+        draw(_few(FUSIONS, 2)), draw(_few(CALIBRATIONS, 2)), draw(_op_sets), draw(_few(PRECISIONS, 2)),
+        rounding=draw(_few(ROUNDINGS, 2)), recovery=draw(_few(_RECOVERIES, 2)),
+    )  # fmt: skip
     return Space(groups, tuple(options), graph)
 
 
@@ -93,13 +101,13 @@ def test_a_neighbour_differs_in_one_group_or_in_one_graph_choice(space, data):
     policy = space.decode(data.draw(st.sampled_from(_vectors(space))))
     for neighbour in space.neighbours(policy):
         groups = sum(policy[group.name] != neighbour[group.name] for group in space.groups)
-        graph = sum(
-            a != b for a, b in zip(policy.graph.to_json().items(), neighbour.graph.to_json().items(), strict=True)
-        )
-        # a group that becomes (or stops being) the only static one brings calibration and quantised ops with it
-        assert (groups, min(graph, 1)) in ((0, 1), (1, 0), (1, 1))
+        graph = (policy.graph, policy.recovery) != (neighbour.graph, neighbour.recovery)
+        # a group that becomes (or stops being) the only one of its sort brings the choices for that sort with it
+        assert (groups, graph) in ((0, True), (1, False), (1, True))
         if groups == 1 and graph:
-            assert any(t.is_static for _, t in policy.groups) != any(t.is_static for _, t in neighbour.groups)
+            before, after = ([t for _, t in one.groups] for one in (policy, neighbour))
+            sorts = (lambda t: t.is_static), (lambda t: t.is_quantized), (lambda t: True)
+            assert any(any(map(sort, before)) != any(map(sort, after)) for sort in sorts)
 
 
 @given(spaces(), st.sampled_from(list(QUANTIZE_OPTIONS.values())))
@@ -117,10 +125,10 @@ def test_every_layer_of_a_group_gets_the_treatment_of_the_group(space, data):
 
 
 @given(spaces())
-def test_the_dimensions_are_the_groups_and_then_the_four_graph_choices(space):
+def test_the_dimensions_are_the_groups_and_then_the_graph_choices(space):
     names = list(space.dimensions)
     assert names[: len(space.groups)] == [f"group:{group.name}" for group in space.groups]
-    assert names[len(space.groups) :] == ["graph:fusion", "graph:calibration", "graph:quantized_ops", "graph:precision"]
+    assert names[len(space.groups) :] == [f"graph:{field.name}" for field in fields(GraphOptions)]
     assert math.prod(space.dimensions.values()) == len(_vectors(space))
 
 
@@ -128,9 +136,9 @@ def _one_layer_space():
     return Space((Group("fc", ("fc",)),), ((Treatment(), QUANTIZE_OPTIONS["int8"]),), GraphOptions())
 
 
-@pytest.mark.parametrize("vector", [(2, 0, 0, 0, 0), (-1, 0, 0, 0, 0), (0, 0, 0, 0), (0,) * 6])
+@pytest.mark.parametrize("vector", [(2, *(0,) * 8), (-1, *(0,) * 8), (0,) * 8, (0,) * 10])
 def test_a_vector_outside_the_dimensions_is_refused(vector):
-    with pytest.raises(PolicyError, match=r"a vector must have 5 entries within \[2, 1, 1, 1, 1\], got"):
+    with pytest.raises(PolicyError, match=r"a vector must have 9 entries within \[2, 1, 1, 1, 1, 1, 1, 1, 1\], got"):
         _one_layer_space().decode(vector)
 
 

@@ -93,7 +93,8 @@ def test_uniform_policies_come_first_and_graph_choices_are_kept():
     structure = Structure((2, 3), ((0, 1),))
     space = space_of(structure, GraphOptions(precision=("float32", "bfloat16")))
     design = design_policies(space, structure, seed=0, graph=(0, 0, 0, 1))
-    assert design.vectors[:3].tolist() == [[0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 1], [1, 2, 0, 0, 0, 1]]
+    assert design.vectors[:3, :6].tolist() == [[0, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 1], [1, 2, 0, 0, 0, 1]]
+    assert not design.vectors[:, 6:].any()
     assert {policy.graph.precision for policy in design.policies} == {"bfloat16"}
     assert uniform_vectors((2, 3)).tolist() == [[0, 0], [1, 1], [1, 2]]
 
