@@ -14,6 +14,10 @@ class Artifact:
     precision: str = "float32"
     #: whether the runtime should quantise the activations of weight-compressed layers itself
     dynamic_activations: bool = False
+    #: layers that compute in float32 although ``precision`` is a lower one. The weight of layer L is a constant of the
+    #: graph named ``L.weight``, or ``L.weight_…`` where it is stored in parts or as codes; the device finds the
+    #: convolution or matrix product that reads it
+    full_precision: tuple[str, ...] = ()
 
     @property
     def size_bytes(self) -> int:

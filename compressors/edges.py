@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..hw_profiles.surrogate.surrogate_terms import Edges
 from ..spaces.layer import Group
-from .pipeline import PreparedModel
+from .prepared import PreparedModel
 
 #: Nodes with several computed inputs that may stand between the two ends of an edge. A residual stream runs through
 #: every block of a network; with 1 an edge reaches over one addition and ends there.

@@ -24,6 +24,16 @@ _OPSET = 17
 
 
 @dataclass(frozen=True)
+class TorchOrigin:
+    """The torch module that a model comes from: what pruning and training start with."""
+
+    #: an ``nn.Module`` in eval mode
+    module: Any
+    #: forward argument → example tensor, (batch, …)
+    example_inputs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class ModelSource:
     """A model as ONNX, with what is known of its origin."""
 
@@ -33,6 +43,12 @@ class ModelSource:
     parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
     #: model input name → (1, …) array that the model accepts
     sample: Mapping[str, np.ndarray] = field(default_factory=dict)
+    #: the torch module; None for an ``.onnx`` input
+    origin: TorchOrigin | None = None
+    #: layer → (n_outputs,) float32 steps of its int8 weight that training has learned
+    learned_steps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    #: layer → (low, high) of its quantised input that training has learned
+    learned_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def load_source(model: Any) -> ModelSource:
@@ -64,7 +80,7 @@ def load_source(model: Any) -> ModelSource:
         raise ModelError(f"the model must be an nn.Module or an .onnx path, got {type(module).__name__}")
     if example_inputs is None:
         example_inputs = getattr(module, "example_inputs", None)
-    return _export_torch(module, example_inputs)
+    return export_module(module, example_inputs)
 
 
 def _read_onnx(path: Path) -> bytes:
@@ -95,7 +111,16 @@ def _blank_sample(content: bytes) -> dict[str, np.ndarray]:
     }
 
 
-def _export_torch(module: Any, example_inputs: Any) -> ModelSource:
+def export_module(module: Any, example_inputs: Any) -> ModelSource:
+    """Exports an ``nn.Module``; its mode is left as it was.
+
+    Args:
+        module: the module.
+        example_inputs: forward argument → (batch, …) tensor, or the tensors in the order of the arguments.
+
+    Raises:
+        ModelError: it cannot be exported.
+    """
     import torch
 
     inputs = _named_inputs(module, example_inputs)
@@ -109,7 +134,7 @@ def _export_torch(module: Any, example_inputs: Any) -> ModelSource:
         module.train(was_training)
     parameters = {name: value.detach().cpu().float().numpy() for name, value in module.named_parameters()}
     sample = {name: tensor[:1].detach().cpu().numpy() for name, tensor in inputs.items()}
-    return ModelSource(content, parameters, sample)
+    return ModelSource(content, parameters, sample, TorchOrigin(module, inputs))
 
 
 def _named_inputs(module: Any, example_inputs: Any) -> dict[str, Any]:

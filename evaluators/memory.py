@@ -53,6 +53,7 @@ def _write_job(folder: Path, target: Target, artifact: Artifact, inputs: Mapping
         "target": target.to_json(),
         "precision": artifact.precision,
         "dynamic_activations": artifact.dynamic_activations,
+        "full_precision": list(artifact.full_precision),
         "inputs": list(inputs),
     }
     write_json(folder / "job.json", job)

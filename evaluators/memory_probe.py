@@ -37,7 +37,7 @@ def probe(folder: Path) -> int:
     """
     job = read_json(folder / "job.json", noun="job")
     model = (folder / "model.onnx").read_bytes()
-    artifact = Artifact(model, job["precision"], job["dynamic_activations"])
+    artifact = Artifact(model, job["precision"], job["dynamic_activations"], tuple(job["full_precision"]))
     with np.load(folder / "inputs.npz", allow_pickle=False) as arrays:
         inputs = {name: arrays[f"arr_{position}"] for position, name in enumerate(job["inputs"])}
     device = build_device(Target(**job["target"]))

@@ -11,7 +11,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..compressors.pipeline import Pipeline, PreparedModel, prepare_model
+from ..compressors.pipeline import Pipeline
+from ..compressors.prepared import PreparedModel, prepare_model
 from ..compressors.source import ModelSource
 from ..hw_profiles.device_profile import variant_of
 from ..hw_profiles.target import Capabilities

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..compressors.artifact import Artifact
-from ..compressors.pipeline import Pipeline, prepare_model
+from ..compressors.pipeline import Pipeline
+from ..compressors.prepared import prepare_model
 from ..compressors.source import ModelSource, load_source
 from ..core.errors import PolicyError, SpecError
 from ..evaluators.accuracy import AccuracyEvaluator, take_batch

@@ -40,7 +40,12 @@ def write_artifact(
         policy.save(staging / "policy.json")
         arrays = {name: np.ascontiguousarray(array) for name, array in probe.items()}
         write_bytes(staging / "probe.safetensors", save(arrays))
-        settings = replace(manifest, precision=artifact.precision, dynamic_activations=artifact.dynamic_activations)
+        settings = replace(
+            manifest,
+            precision=artifact.precision,
+            dynamic_activations=artifact.dynamic_activations,
+            full_precision=artifact.full_precision,
+        )
         settings.write(staging)
         staging.chmod(0o755)
         _put_in_place(staging, folder)

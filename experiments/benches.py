@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..compressors.artifact import Artifact
-from ..compressors.pipeline import Pipeline, PreparedModel
+from ..compressors.pipeline import Pipeline
+from ..compressors.prepared import PreparedModel
 from ..evaluators.accuracy import AccuracyEvaluator
 from ..evaluators.device import KernelDevice, build_device
 from ..evaluators.kernel_timing import SteadyTimer

@@ -43,6 +43,8 @@ class Manifest:
     profile: Mapping[str, Any]
     #: file name → sha256
     files: Mapping[str, str] = field(default_factory=dict)
+    #: see `Artifact.full_precision`
+    full_precision: tuple[str, ...] = ()
 
     def write(self, folder: Path) -> None:
         """Digests every file of the folder and writes manifest.json."""
@@ -53,7 +55,11 @@ class Manifest:
             "files": {name: {"sha256": sha256_file(folder / name), "size_bytes": (folder / name).stat().st_size}
                       for name in names},
             "target": self.target.to_json(),
-            "runtime": {"precision": self.precision, "dynamic_activations": self.dynamic_activations},
+            "runtime": {
+                "precision": self.precision,
+                "dynamic_activations": self.dynamic_activations,
+                "full_precision": list(self.full_precision),
+            },
             "profile": dict(self.profile),
             "promise": {
                 "measurement": self.promise.measurement.to_json(),
@@ -87,6 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
             promise=_parse_promise(content["promise"]),
             profile=dict(content["profile"]),
             files={str(name): str(entry["sha256"]) for name, entry in content["files"].items()},
+            full_precision=_parse_names(content["runtime"].get("full_precision", [])),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{path} is damaged: {type(error).__name__}: {error}") from error
@@ -111,6 +118,12 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             raise ArtifactError(f"{path} is missing; copy the whole folder, or apply the policy again")
         if sha256_file(path) != digest:
             raise ArtifactError(f"{path} was altered: its sha256 is not the manifest's; apply the policy again")
+
+
+def _parse_names(content: Any) -> tuple[str, ...]:
+    if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
+        raise ValueError(f"full_precision must be a list of layers' names, got {content!r:.80}")
+    return tuple(content)
 
 
 def _parse_promise(content: dict[str, Any]) -> Promise:

@@ -16,7 +16,8 @@ import onnx_ir as ir
 from ..compressors.activations import OP_FAMILIES
 from ..compressors.artifact import Artifact
 from ..compressors.graph import check_inputs
-from ..compressors.pipeline import Pipeline, PreparedModel, prepare_model
+from ..compressors.pipeline import Pipeline
+from ..compressors.prepared import PreparedModel, prepare_model
 from ..compressors.source import ModelSource, load_source
 from ..core.errors import DataError, MeasurementError, ModelError, SpecError
 from ..core.files import short_digest

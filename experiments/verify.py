@@ -80,7 +80,12 @@ def verify(artifact: str | Path, *, data: Any = None, tolerance: float = 0.25) -
         raise ArtifactError(f"{folder}: policy.json and manifest.json name different targets")
     device = _find_device(manifest.target)
     is_stand_in = device.target.runtime != manifest.target.runtime
-    model = Artifact((folder / "model.onnx").read_bytes(), manifest.precision, manifest.dynamic_activations)
+    model = Artifact(
+        (folder / "model.onnx").read_bytes(),
+        manifest.precision,
+        manifest.dynamic_activations,
+        manifest.full_precision,
+    )
     executable = device.load(model)
     batches = read_probe(folder)
     checks = [Check("files", f"{len(manifest.files)} sha256", "equal", is_kept=True)]

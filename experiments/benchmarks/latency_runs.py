@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...compressors.edges import find_edges
-from ...compressors.pipeline import Pipeline, prepare_model
+from ...compressors.pipeline import Pipeline
+from ...compressors.prepared import prepare_model
 from ...compressors.source import load_source
 from ...core.files import write_bytes
 from ...evaluators.accuracy import take_batch

@@ -17,7 +17,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ...compressors.pipeline import Pipeline, prepare_model
+from ...compressors.pipeline import Pipeline
+from ...compressors.prepared import prepare_model
 from ...compressors.source import load_source
 from ...evaluators.onnxruntime_device import OnnxRuntimeDevice
 from ...hw_profiles.target import Target

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...compressors.edges import find_edges
-from ...compressors.pipeline import PreparedModel, prepare_model
+from ...compressors.prepared import PreparedModel, prepare_model
 from ...compressors.source import load_source
 from ...hw_profiles.surrogate.joint_tables import build_joint_tables
 from ...hw_profiles.surrogate.surrogate import PairwiseSurrogate

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ...compressors.pipeline import Pipeline, PreparedModel, prepare_model
+from ...compressors.pipeline import Pipeline
+from ...compressors.prepared import PreparedModel, prepare_model
 from ...compressors.source import ModelSource
 from ...core.errors import MeasurementError, ModelError, PolicyError
 from ...evaluators.device import KernelDevice

@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from trimtab.compressors.artifact import Artifact
-from trimtab.compressors.pipeline import Pipeline, prepare_model
+from trimtab.compressors.pipeline import Pipeline
+from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import (
     COMPRESSION_CHECKS,

@@ -5,7 +5,8 @@ import sys
 from functools import cache
 
 import pytest
-from trimtab.compressors.pipeline import Pipeline, prepare_model
+from trimtab.compressors.pipeline import Pipeline
+from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs, small_cnn, small_transformer
 from trimtab.evaluators.device import KernelDevice, build_device

@@ -11,7 +11,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 from trimtab.compressors.artifact import Artifact
-from trimtab.compressors.pipeline import Pipeline, prepare_model
+from trimtab.compressors.pipeline import Pipeline
+from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.evaluators.memory import measure_peak_memory
 from trimtab.evaluators.onnxruntime_device import OnnxRuntimeDevice

@@ -2,7 +2,8 @@
 
 import pytest
 from trimtab.compressors.graph import build_base_graph
-from trimtab.compressors.pipeline import Pipeline, prepare_model
+from trimtab.compressors.pipeline import Pipeline
+from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs, small_cnn, small_transformer
 from trimtab.hw_profiles.target import OPTION_KINDS, Capabilities

@@ -2,7 +2,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from trimtab.compressors.pipeline import Pipeline, prepare_model
+from trimtab.compressors.pipeline import Pipeline
+from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.core.errors import SpecError
 from trimtab.evaluators.device import build_device

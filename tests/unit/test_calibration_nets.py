@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from trimtab.compressors.pipeline import prepare_model
+from trimtab.compressors.prepared import prepare_model
 from trimtab.experiments.profiling.calibration_nets import synthetic_networks
 
 

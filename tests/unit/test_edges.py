@@ -3,7 +3,7 @@ import pytest
 from torch import nn
 from trimtab.compressors.edges import edges_of_graph, find_edges
 from trimtab.compressors.graph import build_base_graph
-from trimtab.compressors.pipeline import prepare_model
+from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs, small_cnn, small_transformer
 from trimtab.spaces.layer import Group

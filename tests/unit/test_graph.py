@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from trimtab.compressors.graph import build_base_graph
-from trimtab.compressors.pipeline import prepare_model
+from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import ModelSource, load_source
 from trimtab.compressors.testing import random_inputs, small_cnn, small_transformer
 from trimtab.core.errors import DataError, ModelError

@@ -6,7 +6,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from trimtab.compressors.pipeline import Pipeline, prepare_model
+from trimtab.compressors.pipeline import Pipeline
+from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.compressors.storage import measure_storage, stored_bytes
 from trimtab.compressors.testing import random_inputs, small_transformer
