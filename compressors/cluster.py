@@ -1,0 +1,212 @@
+"""Weight sharing: a codebook of few values for a tensor, or for each group of output channels, by k-means."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.errors import SpecError
+from ..spaces.treatment import Treatment
+from .layer_inputs import LayerInputs
+from .sparsify import choose_kept
+from .treated_weight import TreatedWeight, as_rows, from_rows, input_energy
+
+#: output channels that share a codebook where the scope is ``group``
+GROUP_CHANNELS = 16
+#: values closer than this, relatively, are one: merging a batch norm and taking it out again moves a few last bits
+_SAME = 1e-6
+#: k-means starts from at most this many points and as many more; what differs then is settled on the weights themselves
+_MAX_POINTS = 2048
+_N_STARTS = 2
+_MAX_ROUNDS = 300
+
+
+def cluster_weight(
+    weight: np.ndarray,
+    treatment: Treatment,
+    *,
+    axis: int,
+    inputs: LayerInputs | None = None,
+    output_scale: np.ndarray | None = None,
+) -> TreatedWeight:
+    """Returns the weight with ``treatment.clusters`` values; one that has no more comes back as it is.
+
+    Han et al., Deep Compression (2016), section 3. Weighted by sensitivity, the error of weight (i, j) counts
+    E[x_j²] times the square of the output's scale, its part of the expected squared error of the output.
+
+    Args:
+        weight: any shape, float32.
+        treatment: its ``clusters``, ``cluster_scope`` and ``cluster_weighting`` count. With sparsity one value
+            is 0, and the others are chosen for the weights that stay.
+        axis: the axis of the outputs.
+        inputs: what enters the layer; None counts every input alike.
+        output_scale: (n_outputs,) float; what a batch norm multiplied each output by when it was merged. The codebook
+            is that of the weight before the merge.
+
+    Raises:
+        SpecError: scikit-learn is not installed.
+        PolicyError: the statistics do not fit the weight.
+    """
+    rows, scale = _take_out(as_rows(weight, axis), output_scale)
+    importance = np.ones(rows.shape)
+    if treatment.cluster_weighting == "sensitivity":
+        importance = input_energy(inputs, *rows.shape)
+        if scale is not None:
+            importance = importance * scale.astype(np.float64)[:, None] ** 2
+    if treatment.sparsity > 0:  # what becomes 0 afterwards takes no part in the codebook
+        importance = importance * as_rows(choose_kept(weight, treatment, axis=axis, inputs=inputs), axis)
+    step = len(rows) if treatment.cluster_scope == "tensor" else GROUP_CHANNELS
+    values = np.empty(rows.shape, np.float32)
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        is_used = None if scale is None else np.broadcast_to(scale[part, None] != 0, rows[part].shape)
+        codebook = find_codebook(
+            rows[part] if is_used is None else rows[part][is_used],
+            treatment.clusters,
+            importance=importance[part] if is_used is None else importance[part][is_used],
+            with_zero=treatment.sparsity > 0,
+        )
+        values[part] = assign(rows[part], codebook)
+    return TreatedWeight(from_rows(values, weight.shape, axis), scale, axis, "coded")
+
+
+def _take_out(rows: np.ndarray, output_scale: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Divides by the scale of each output; one that is 0 without zeroing its weights stands for 1."""
+    if output_scale is None:
+        return rows, None
+    scale = np.where((output_scale == 0) & rows.any(1), 1.0, output_scale).astype(np.float32)
+    return (rows / np.where(scale == 0, np.float32(1), scale)[:, None]).astype(np.float32), scale
+
+
+def assign(values: np.ndarray, codebook: np.ndarray) -> np.ndarray:
+    """Returns the nearest value of the codebook for each value: float32, same shape.
+
+    Args:
+        values: any shape, float32.
+        codebook: (k,) float32, ascending.
+    """
+    chosen: np.ndarray = codebook[np.searchsorted(_middles(codebook), values)]
+    return chosen
+
+
+def find_codebook(
+    values: np.ndarray, n_values: int, *, importance: np.ndarray | None = None, with_zero: bool = False
+) -> np.ndarray:
+    """Returns at most ``n_values`` values, ascending: (k,) float32, near the smallest weighted squared error.
+
+    Values that are no more than that already are returned themselves. Otherwise scikit-learn's k-means starts on
+    a fine histogram, and Lloyd's rounds on the values themselves bring it to rest.
+
+    Args:
+        values: any shape, float32.
+        n_values: 2 or more.
+        importance: the shape of ``values``, float64 ≥ 0; what the squared error of each counts. None: all alike.
+        with_zero: whether one of the values must be 0.
+
+    Raises:
+        SpecError: scikit-learn is not installed.
+    """
+    if values.size == 0:
+        return np.zeros(1, np.float32)
+    flat = values.ravel()
+    few = _few_values(flat, n_values, with_zero=with_zero)
+    if few is not None:
+        return few
+    order = np.argsort(flat, kind="stable")
+    weights = np.ones(flat.size) if importance is None else importance.ravel()[order]
+    points = _Points.of(flat[order].astype(np.float64), weights)
+    codebook = _start(points, n_values)
+    zero = None
+    if with_zero:
+        zero = int(np.abs(codebook).argmin())
+        codebook[zero] = 0.0
+    return np.unique(_settle(points, codebook, zero=zero).astype(np.float32))
+
+
+def _few_values(flat: np.ndarray, n_values: int, *, with_zero: bool) -> np.ndarray | None:
+    """Returns the values that there are, or None where they are more than ``n_values``."""
+    sample = np.unique(flat[: 8 * n_values])
+    if len(_clumps(sample)) > n_values:
+        return None
+    distinct, counts = np.unique(flat, return_counts=True)
+    starts = _clumps(distinct)
+    if len(starts) + (with_zero and not (distinct == 0).any()) > n_values:
+        return None
+    ends = np.append(starts[1:], distinct.size)
+    if (np.abs(distinct[ends - 1] - distinct[starts]) > 4 * _SAME * np.abs(distinct[starts])).any():
+        return None  # many close neighbours, not copies of one value
+    common = [start + int(counts[start:end].argmax()) for start, end in zip(starts, ends, strict=True)]
+    return np.unique(np.append(distinct[common], np.float32(0))) if with_zero else distinct[common]
+
+
+def _clumps(distinct: np.ndarray) -> np.ndarray:
+    """Returns where groups of nearly equal values start: distinct is (n,) float32, ascending."""
+    gaps = np.diff(distinct) > _SAME * np.maximum(np.abs(distinct[1:]), np.abs(distinct[:-1]))
+    return np.concatenate([[0], np.flatnonzero(gaps) + 1])
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Different values in ascending order, with what each counts; sums up to each of them."""
+
+    #: (n,) float64
+    values: np.ndarray
+    #: (n + 1,) float64, from 0 on: sums of the weights, and of weight × value
+    weight_sums: np.ndarray
+    moment_sums: np.ndarray
+
+    @classmethod
+    def of(cls, ordered: np.ndarray, weights: np.ndarray) -> "_Points":
+        """Counts equal neighbours once; weights: (n,) float64, of which not all may be 0."""
+        largest = weights.max()
+        weights = np.maximum(weights / largest, 1e-9) if largest > 0 else np.ones(weights.size)
+        starts = np.flatnonzero(np.append(True, np.diff(ordered) > 0))
+        values, together = ordered[starts], np.add.reduceat(weights, starts)
+        return cls(values, np.append(0.0, np.cumsum(together)), np.append(0.0, np.cumsum(together * values)))
+
+    def means(self, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns weight and weighted mean of the cells between cuts: (n_cells + 1,) positions, ascending."""
+        weights = np.diff(self.weight_sums[cuts])
+        return weights, np.diff(self.moment_sums[cuts]) / np.where(weights > 0, weights, 1.0)
+
+
+def _start(points: _Points, n_values: int) -> np.ndarray:
+    """Returns (n_values,) float64, ascending: k-means on the histogram."""
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError as error:
+        raise SpecError("scikit-learn is not installed; pip install 'trimtab[cluster]'") from error
+
+    weights, middles = points.means(_bins(points.values))
+    weights, middles = weights[weights > 0], middles[weights > 0]
+    found = KMeans(n_values, n_init=_N_STARTS, random_state=0, tol=1e-6).fit(middles[:, None], sample_weight=weights)
+    return np.sort(found.cluster_centers_.ravel().astype(np.float64))
+
+
+def _bins(values: np.ndarray) -> np.ndarray:
+    """Returns positions that cut the values into bins of equal width and of equal count, both at once."""
+    n = len(values)
+    if n <= 2 * _MAX_POINTS:
+        return np.arange(n + 1)
+    by_width = np.searchsorted(values, np.linspace(values[0], values[-1], _MAX_POINTS + 1)[1:-1])
+    by_count = np.linspace(0, n, _MAX_POINTS + 1).astype(np.int64)
+    return np.unique(np.concatenate([by_width, by_count]))
+
+
+def _settle(points: _Points, codebook: np.ndarray, *, zero: int | None) -> np.ndarray:
+    """Runs Lloyd's rounds until no value changes its cell; the value at ``zero`` stays where it is."""
+    before = None
+    for _ in range(_MAX_ROUNDS):
+        inner = np.searchsorted(points.values, _middles(codebook), side="right")
+        cuts = np.concatenate([[0], inner, [len(points.values)]])
+        if before is not None and np.array_equal(cuts, before):
+            break
+        before = cuts
+        weights, means = points.means(cuts)
+        fixed = codebook if zero is None else np.where(np.arange(len(codebook)) == zero, 0.0, codebook)
+        moves = (weights > 0) & (np.arange(len(codebook)) != (-1 if zero is None else zero))
+        codebook = np.where(moves, means, fixed)
+    return codebook
+
+
+def _middles(codebook: np.ndarray) -> np.ndarray:
+    return (codebook[1:] + codebook[:-1]) / 2
