@@ -3,11 +3,23 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from ..core.errors import SpecError
 from ..core.names import describe_unknown
 from ..hw_profiles.target import Target
-from ..spaces.policy import CALIBRATIONS, EXTRA_OPS, FUSIONS, PRECISIONS
+from ..spaces.options import parse_option
+from ..spaces.policy import CALIBRATIONS, CORRECTIONS, EQUALIZATIONS, EXTRA_OPS, FUSIONS, PRECISIONS, ROUNDINGS
+from ..spaces.recovery import Recovery
 from ..spaces.treatment import QUANTIZE_OPTIONS
 from .quantities import parse_bytes, parse_duration, parse_energy, parse_latency, parse_size
 
@@ -38,6 +50,8 @@ _EnergyBound = Annotated[str | float, _readable(parse_energy)]
 _SizeBound = Annotated[str | float, _readable(parse_size)]
 _Duration = Annotated[str | float, _readable(parse_duration)]
 _Bytes = Annotated[str | float, _readable(parse_bytes)]
+#: an option as `parse_option` reads it
+_Option = int | float | str
 
 
 class _Part(BaseModel):
@@ -69,11 +83,33 @@ class RuleSpec(_Part):
     quantize: tuple[str, ...] | None = None
     #: true: keeps options that the device's profile found slower than none
     force: bool | None = Field(default=None, strict=True)
+    #: shares to remove from channels, heads and inner widths: ``0.5``, ``0.25 taylor``; 1 drops whole blocks
+    prune: tuple[_Option, ...] | None = None
+    #: shares that the factors keep: ``0.5``, ``energy 0.9 tucker output``
+    low_rank: tuple[_Option, ...] | None = None
+    #: numbers of values that a weight may take: ``16``, ``16 group sensitivity``
+    cluster: tuple[_Option, ...] | None = None
+    #: ``binary``, ``ternary``, ``binary activations``
+    binarize: tuple[_Option, ...] | None = None
+    #: shares of zeros: ``0.5``, ``0.7 wanda``, ``2:4``
+    sparsify: tuple[_Option, ...] | None = None
 
     @field_validator("quantize")
     @classmethod
     def _known_options(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         return None if value is None else _known("quantize option", value, QUANTIZE_OPTIONS)
+
+    @field_validator("prune", "low_rank", "cluster", "binarize", "sparsify")
+    @classmethod
+    def _readable_options(cls, value: tuple[Any, ...] | None, found: ValidationInfo) -> tuple[Any, ...] | None:
+        for option in value or ():
+            try:
+                parse_option(str(found.field_name), option)
+            except SpecError as error:
+                raise ValueError(str(error)) from error
+        if value is not None and (not value or len({str(option) for option in value}) != len(value)):
+            raise ValueError("needs at least one option, and each only once")
+        return value
 
 
 class GraphSpec(_Part):
@@ -83,6 +119,19 @@ class GraphSpec(_Part):
     calibration: tuple[str, ...] | None = None
     quantized_ops: tuple[tuple[str, ...], ...] | None = None
     precision: tuple[str, ...] | None = None
+    #: ``nearest``, ``compensated`` (GPTQ); the next three are at their first value where they are omitted
+    rounding: tuple[str, ...] | None = None
+    #: ``none``, ``cross_layer``, ``smooth``
+    equalization: tuple[str, ...] | None = None
+    #: ``none``, ``bias``
+    correction: tuple[str, ...] | None = None
+
+    @field_validator("rounding", "equalization", "correction")
+    @classmethod
+    def _known_refinements(cls, value: tuple[str, ...] | None, found: ValidationInfo) -> tuple[str, ...] | None:
+        known = {"rounding": ROUNDINGS, "equalization": EQUALIZATIONS, "correction": CORRECTIONS}
+        name = str(found.field_name)
+        return None if value is None else _known(name, value, known[name])
 
     @field_validator("fusion")
     @classmethod
@@ -141,6 +190,8 @@ class SearchSpec(_Part):
     patience: int | None = Field(default=None, ge=1, strict=True)
     #: policies proposed at a time; part of the trace, unlike the number of workers
     batch: int = Field(default=4, ge=1, le=1024, strict=True)
+    #: ``asha``: of the trials of a batch that train, the worse half stops early (Ray Tune); ``none`` trains all in full
+    scheduler: Literal["none", "asha"] = "none"
 
 
 class WorkersSpec(_Part):
@@ -184,6 +235,8 @@ class Spec(_Part):
     target: TargetSpec
     space: tuple[RuleSpec, ...] = (RuleSpec(layers="*", quantize=tuple(QUANTIZE_OPTIONS)),)
     graph: GraphSpec = GraphSpec()
+    #: what may be trained after compression: ``none``, ``finetune``, ``distill``, or a mapping (see `Recovery`)
+    recovery: tuple[Any, ...] = ("none",)
     budget: BudgetSpec = BudgetSpec()
     objective: Literal["latency", "accuracy", "size", "peak_memory", "peak_activation", "energy"] = "latency"
     search: SearchSpec = SearchSpec()
@@ -200,6 +253,22 @@ class Spec(_Part):
         if isinstance(value, str) and not _is_source(value):
             raise ValueError(f"must be module:callable or a path ending in .onnx, got '{value}'")
         return value
+
+    @field_validator("recovery")
+    @classmethod
+    def _readable_recovery(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        try:
+            found = [Recovery.from_json(entry) for entry in value]
+        except SpecError as error:
+            raise ValueError(str(error).removeprefix("recovery: ")) from error
+        if not found or len(set(found)) != len(found):
+            raise ValueError("needs at least one recovery, and each only once")
+        return value
+
+    @property
+    def recoveries(self) -> tuple[Recovery, ...]:
+        """The recoveries on offer."""
+        return tuple(Recovery.from_json(entry) for entry in self.recovery)
 
     @model_validator(mode="after")
     def _has_space(self) -> "Spec":

@@ -12,7 +12,7 @@ from trimtab.experiments.spec import RuleSpec, Spec
 from trimtab.hw_profiles.device_profile import ContextFigure, DeviceProfile, Verdict, read_device_profile
 from trimtab.hw_profiles.target import Target
 from trimtab.spaces.layer import Layer
-from trimtab.spaces.rules import Rule, resolve_options
+from trimtab.spaces.rules import Doubts, Rule, resolve_options
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS
 
 SHIPPED = Path(trimtab.__file__).parent / "hw_profiles" / "profiles"
@@ -40,7 +40,7 @@ def _names(options):
 
 def _resolve(*rules):
     options, dropped = resolve_options(
-        LAYERS, rules, lambda *_: None, why_slow=lambda option, layer: why_slow(PROFILE, option, layer)
+        LAYERS, rules, lambda *_: None, doubts=Doubts(lambda option, layer: why_slow(PROFILE, option, layer))
     )
     return _names(options), dropped
 
