@@ -1,0 +1,92 @@
+"""Layers' inputs as they will be represented when the compressed layer computes."""
+
+import torch
+from torch import nn
+
+from .straight_through import RoundTensor, SignInput
+
+#: weight of the newest batch in running means, as in batch norm
+_MOMENTUM = 0.1
+_MAX_UINT8 = 255
+
+
+class RoundedInput(nn.Module):
+    """Static int8: codes times a learned step. Where nothing negative was seen, no code stands for it."""
+
+    step: nn.Parameter
+    edges: torch.Tensor
+
+    def __init__(self, seen: torch.Tensor, codes: str) -> None:
+        """Chooses codes and the first step.
+
+        Args:
+            seen: (n,) values of a batch.
+            codes: as `activation_scale` takes them: ``asymmetric``, ``symmetric`` or ``symmetric_signed``.
+        """
+        super().__init__()
+        low, high = min(float(seen.min()), 0.0), max(float(seen.max()), 0.0)
+        is_symmetric = codes == "symmetric_signed" or (codes == "symmetric" and low < 0)
+        if is_symmetric:
+            first, last, largest = -127, 127, max(-low, high) / 127
+        else:
+            largest = (high - low) / _MAX_UINT8
+            first = -round(-low / largest) if largest > 0 else 0
+            last = _MAX_UINT8 + first
+        typical = 2 * float(seen.abs().mean()) / max(last, -first) ** 0.5
+        steps = [step for step in (largest, typical) if step > 0] or [1.0]
+        best = min(steps, key=lambda step: _rounding_error(seen, step, first, last))
+        self.step = nn.Parameter(torch.tensor([best], dtype=torch.float32, device=seen.device))
+        self.register_buffer("edges", torch.tensor([first, last]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, …) → the same shape."""
+        first, last = self.edges.tolist()
+        rounded: torch.Tensor = RoundTensor.apply(x, self.step, first, last)
+        return rounded
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest value that has a code."""
+        step, (first, last) = float(self.step.detach()), self.edges.tolist()
+        return first * step, last * step
+
+
+def _rounding_error(seen: torch.Tensor, step: float, first: int, last: int) -> float:
+    rounded = torch.fake_quantize_per_tensor_affine(seen, step, -first, 0, last - first)
+    return float((rounded - seen).square().sum())
+
+
+class DynamicInput(nn.Module):
+    """Dynamic int8: each batch has the range of its own values.
+
+    Source: ONNX operator DynamicQuantizeLinear: scale = (max(x, 0) - min(x, 0)) / 255.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, …) → the same shape."""
+        low, high = (float(edge) for edge in torch.aminmax(x.detach()))
+        low, high = min(low, 0.0), max(high, 0.0)
+        scale = (high - low) / _MAX_UINT8
+        if scale == 0:
+            return x
+        zero = min(max(round(-low / scale), 0), _MAX_UINT8)
+        rounded: torch.Tensor = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, _MAX_UINT8)
+        return rounded
+
+
+class SignedInput(nn.Module):
+    """Binary: signs times the running mean of |x|."""
+
+    scale: torch.Tensor
+
+    def __init__(self, seen: torch.Tensor) -> None:
+        """Starts from values of a batch: (n,)."""
+        super().__init__()
+        self.register_buffer("scale", seen.abs().mean())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, …) → the same shape."""
+        if self.training:
+            self.scale.lerp_(x.detach().abs().mean(), _MOMENTUM)
+        signs: torch.Tensor = SignInput.apply(x, self.scale.clone())
+        return signs
