@@ -10,7 +10,6 @@ from ..spaces.policy import GraphTreatment
 from ..spaces.recovery import Recovery
 from ..spaces.treatment import Treatment
 from .artifact import Artifact
-from .calibration import Range
 from .onnx_stage import OnnxStage
 from .prepared import PreparedModel
 from .shaping import Shape, Shaper
@@ -44,9 +43,7 @@ class Pipeline:
             PolicyError: the policy names a layer, a structure, a fusion or a treatment that this model does not have.
         """
         shape = self.shape_of(treatments, recovery)
-        if shape.is_original:
-            return self.stage.write(dict(treatments), graph)
-        stage = self._stage_of(shape)
+        stage = self.stage_of(shape)
         return stage.write(shape.remaining(stage.prepared.layers), graph)
 
     def shape_of(self, treatments: Mapping[str, Treatment], recovery: Recovery | None = None) -> Shape:
@@ -68,15 +65,14 @@ class Pipeline:
         """What makes models of other shapes."""
         return Shaper(self.stage, self.training)
 
-    def ranges(self, graph: GraphTreatment) -> Mapping[str, Range]:
-        """Returns value name → calibrated range for the policy's fusion and calibration; made once."""
-        return self.stage.ranges(graph)
+    def stage_of(self, shape: Shape) -> OnnxStage:
+        """Returns the ONNX stage of a shape; the model of that shape is made, and trained, on first use.
 
-    def adopt_ranges(self, graph: GraphTreatment, ranges: Mapping[str, Range]) -> None:
-        """Uses ranges that were calibrated elsewhere for this fusion and calibration."""
-        self.stage.adopt_ranges(graph, ranges)
-
-    def _stage_of(self, shape: Shape) -> OnnxStage:
+        Raises:
+            PolicyError: the shape cannot be had for this model.
+        """
+        if shape.is_original:
+            return self.stage
         if shape.key not in self._shaped:
             made = OnnxStage(self.shaper.make(shape), self.scheme)
             while len(self._shaped) >= _N_KEPT:

@@ -149,6 +149,7 @@ class Shaper:
             recovery=shape.recovery,
             teachers=tuple(self._teachers(shape.recovery)),
             seed=derive_seed(training.seed, "recovery", shape.key),
+            activation_codes=self.stage.scheme.activation_codes,
         )
         return RecoverySession(student, TrainingData(training.inputs, training.labels, training.loss), plan)
 
@@ -231,7 +232,9 @@ class Shaper:
 
     def _bank_key(self, shape: Shape) -> str:
         training = self._need_training("recovery")
-        return short_digest([_VERSION, shape.key, training.digest, training.seed, self.stage.scheme.channel_multiple])
+        scheme = self.stage.scheme
+        settings = [scheme.channel_multiple, scheme.activation_codes]
+        return short_digest([_VERSION, shape.key, training.digest, training.seed, settings])
 
 
 def _of_modules(module: Any, shape: Shape) -> dict[str, Treatment]:

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from ..compressors.artifact import Artifact
+from ..compressors.onnx_stage import OnnxStage
 from ..compressors.pipeline import Pipeline
-from ..compressors.prepared import prepare_model
+from ..compressors.prepared import PreparedModel, prepare_model
 from ..compressors.source import ModelSource, load_source
+from ..compressors.training import Training
 from ..core.errors import PolicyError, SpecError
 from ..evaluators.accuracy import AccuracyEvaluator, take_batch
 from ..evaluators.dataset import Dataset
@@ -22,7 +24,7 @@ from .artifact_folder import record_probe, write_artifact, write_openvino_ir
 from .benches import compare_with_yardstick
 from .manifest import Manifest, Promise
 from .policy_file import PolicyFile, load_policy
-from .preparation import check_batch, load_dataset
+from .preparation import check_batch, load_dataset, make_training
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,36 @@ class Applied:
     promise: Measurement
 
 
+@dataclass(frozen=True)
+class ApplyOptions:
+    """What may be added to an artifact, and what it may use."""
+
+    #: write ``model.xml`` and ``model.bin`` too
+    openvino_ir: bool = False
+    #: the teachers that a policy may import; a policy file may come from anywhere, so what it names is named again here
+    teachers: tuple[str, ...] = ()
+
+
 def apply(
     policy: str | Path | PolicyFile,
     model: Any,
     *,
     out: str | Path,
     data: Any = None,
-    openvino_ir: bool = False,
+    options: ApplyOptions = ApplyOptions(),
 ) -> Applied:
     """Applies a policy to a model and writes an artifact folder.
 
     Without data, statically quantised activations take the ranges that stand in the policy, and the promise holds
     latency and size only. With data they are calibrated anew and the promise holds the accuracy on the test split.
+    A policy with recovery trains again, on the train split; one whose choices depend on data needs them too.
 
     Args:
         policy: a policy file or its path.
         model: as in a spec.
         out: the folder to write; an artifact that stands there is replaced.
         data: as in a spec; None does without.
-        openvino_ir: write ``model.xml`` and ``model.bin`` too.
+        options: what may be added, and what may be used.
 
     Raises:
         SpecError: a file or the model cannot be used, or ``out`` is a folder of something else.
@@ -68,15 +81,19 @@ def apply(
     _check_precision(file, device)
     check_batch(source, device)
     calibration = source.sample if dataset is None else dataset.calibration.inputs
+    _check_data(file, dataset)
     prepared = prepare_model(source, calibration, fusions=("none", file.policy.graph.fusion))
     file.check_fit(prepared.layers)
-    pipeline = Pipeline(prepared, device.capabilities)
+    prepared = _with_structures(file, prepared)
+    training = _training(file, dataset, prepared, options)
+    pipeline = Pipeline(prepared, device.capabilities, training)
+    stage = pipeline.stage_of(pipeline.shape_of(file.layer_treatments, file.policy.recovery))
     if dataset is None:
-        _check_ranges(file, pipeline)
-        pipeline.adopt_ranges(file.policy.graph, file.ranges)
+        _check_ranges(file, stage)
+        stage.adopt_ranges(file.policy.graph, file.ranges)
     elif file.ranges:
-        file = replace(file, ranges=pipeline.ranges(file.policy.graph))
-    artifact = pipeline.build(file.layer_treatments, file.policy.graph)
+        file = replace(file, ranges=stage.ranges(file.policy.graph))
+    artifact = pipeline.build(file.layer_treatments, file.policy.graph, file.policy.recovery)
     original = pipeline.build({}, GraphTreatment())
     batch = _example_batch(source, dataset, device)
     promise = _measure(device, original, artifact, batch, dataset)
@@ -88,7 +105,7 @@ def apply(
         profile=device.identify().to_json(),
     )
     write_artifact(folder, artifact, file, manifest, record_probe(device.load(artifact), [batch]))
-    if openvino_ir:
+    if options.openvino_ir:
         write_openvino_ir(folder, artifact)
     return Applied(folder, promise.measurement)
 
@@ -107,10 +124,57 @@ def _check_precision(file: PolicyFile, device: Device) -> None:
                           f"search again on this machine")  # fmt: skip
 
 
-def _check_ranges(file: PolicyFile, pipeline: Pipeline) -> None:
+def _check_data(file: PolicyFile, dataset: Dataset | None) -> None:
+    if dataset is None and file.policy.needs_data:
+        what = "trains after compression" if file.policy.recovery.trains else "chooses by what data show"
+        raise PolicyError(f"the policy {what}, so it needs data; give them (--data module:callable)")
+    if file.policy.recovery.trains and dataset is not None and dataset.train is None:
+        raise PolicyError("the policy trains after compression, and the data have no train split; add Dataset(train=…)")
+
+
+def _with_structures(file: PolicyFile, prepared: PreparedModel) -> PreparedModel:
+    """Finds the structures that the policy prunes in this model.
+
+    Raises:
+        PolicyError: one is missing or ties other layers here.
+    """
+    wanted = {group.name: group.layers for group in file.groups if group.kind != "layers"}
+    if not wanted:
+        return prepared
+    if prepared.origin is None:
+        raise PolicyError("the policy prunes, which needs the torch model; --model must be module:callable")
+    from ..compressors.structures import find_structures
+
+    found = {s.name: s for s in find_structures(prepared.origin.module, prepared.origin.example_inputs).structures}
+    for name, layers in wanted.items():
+        if name not in found or found[name].layers != layers:
+            here = f"ties {', '.join(found[name].layers)}" if name in found else "cannot be pruned"
+            raise PolicyError(f"the policy prunes {name} with {', '.join(layers)}; in this model it {here}")
+    return replace(prepared, structures=tuple(found.values()))
+
+
+def _training(
+    file: PolicyFile, dataset: Dataset | None, prepared: PreparedModel, options: ApplyOptions
+) -> Training | None:
+    """Returns what recovery needs; None where nothing trains.
+
+    Raises:
+        PolicyError: the policy learns from a teacher that was not named again.
+    """
+    if dataset is None or dataset.train is None:
+        return None
+    unnamed = sorted(set(file.policy.recovery.teachers) - set(options.teachers))
+    if unnamed:
+        raise PolicyError(f"the policy learns from the teacher {', '.join(unnamed)}, which is code to import; "
+                          f"allow it with --teacher {unnamed[0]}")  # fmt: skip
+    seed = int(file.origin.get("seed", 0))
+    return make_training(dataset, prepared, teachers=file.policy.recovery.teachers, seed=seed)
+
+
+def _check_ranges(file: PolicyFile, stage: OnnxStage) -> None:
     if not any(treatment.is_static for _, treatment in file.policy.groups):
         return
-    missing = sorted(set(pipeline.prepared.statistics.get(file.policy.graph.fusion, ())) - set(file.ranges))
+    missing = sorted(set(stage.prepared.statistics.get(file.policy.graph.fusion, ())) - set(file.ranges))
     if missing:
         raise PolicyError(f"the policy holds no activation range for {', '.join(missing[:5])}; give data to calibrate "
                           f"anew (--data)")  # fmt: skip

@@ -8,6 +8,7 @@ import numpy as np
 from ..compressors.artifact import Artifact
 from ..compressors.pipeline import Pipeline
 from ..compressors.prepared import PreparedModel
+from ..compressors.training import Training
 from ..evaluators.accuracy import AccuracyEvaluator
 from ..evaluators.device import KernelDevice, build_device
 from ..evaluators.kernel_timing import SteadyTimer
@@ -38,6 +39,8 @@ class SearchBenches:
     wanted: WantedResources = field(default_factory=WantedResources)
     #: (model, search) as kernel tables name them; None: the table learns nothing
     feeds_table: tuple[str, str] | None = None
+    #: data and teachers of recovery; None where nothing trains
+    training: Training | None = None
     #: pin the measuring process to as many cores as the target has threads
     pins_cores: bool = True
 
@@ -56,17 +59,25 @@ class CompressingBench:
     def __init__(self, benches: SearchBenches) -> None:
         self._benches = benches
         self._device = build_device(benches.target)
-        self._pipeline = Pipeline(benches.prepared, benches.capabilities)
+        self.pipeline = Pipeline(benches.prepared, benches.capabilities, benches.training)
 
     def build(self, policy: Policy) -> Artifact:
         """Builds the policy's artifact; see `Pipeline.build`."""
-        return self._pipeline.build(self._benches.space.layer_treatments(policy), policy.graph)
+        treatments = self._benches.space.layer_treatments(policy)
+        return self.pipeline.build(treatments, policy.graph, policy.recovery)
 
     def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:  # noqa: ARG002
-        """Builds and scores; see `Workbench`. Nothing here is random, so the seed is not used."""
+        """Builds and scores; see `Workbench`.
+
+        Training is seeded by the policy and not by the trial, so that the answer can be built again from its policy.
+        """
         artifact = self.build(policy)
+        return artifact, self.score(artifact)
+
+    def score(self, artifact: Artifact) -> Measurement:
+        """Returns accuracy, drop and size of an artifact."""
         score = self._benches.evaluator.score(self._device.load(artifact))
-        return artifact, Measurement(score.accuracy, score.accuracy_drop, size_bytes=artifact.size_bytes)
+        return Measurement(score.accuracy, score.accuracy_drop, size_bytes=artifact.size_bytes)
 
 
 class TimingBench:

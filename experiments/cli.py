@@ -139,13 +139,18 @@ def apply(
         str | None, typer.Option(help="module:callable; calibrates anew and scores the test split.")
     ] = None,
     openvino_ir: Annotated[bool, typer.Option("--openvino-ir", help="Write model.xml and model.bin too.")] = False,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="module:callable of a teacher that the policy may learn from.")
+    ] = None,
     as_json: _Json = False,
 ) -> None:
     """Apply a found policy to the same or to retrained weights, without a search."""
     with _named_errors():
+        from .apply import ApplyOptions
         from .apply import apply as make
 
-        applied = make(policy, model, out=out, data=data, openvino_ir=openvino_ir)
+        options = ApplyOptions(openvino_ir=openvino_ir, teachers=tuple(teacher or ()))
+        applied = make(policy, model, out=out, data=data, options=options)
         promise = applied.promise
         if as_json:
             _print_json({"artifact": str(applied.folder), "promise": promise.to_json()})

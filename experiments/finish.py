@@ -74,7 +74,7 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
     contenders = _contenders(records, budget, preparation.spec.objective)
     labels = _special_rows(preparation, records, budget)
     every = {record.id: record for record in (*labels.values(), *contenders)}
-    artifacts = {key: _build(preparation, record.policy) for key, record in every.items()}
+    artifacts = {key: preparation.build(record.policy) for key, record in every.items()}
     original_id = labels["original"].id if "original" in labels else None
     rivals = [key for key in artifacts if key != original_id]
     original, *timings, yardstick = compare([artifacts[key] for key in rivals])
@@ -106,8 +106,8 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
 def _contenders(records: Sequence[Record], budget: Budget, objective: str) -> list[Record]:
     """Returns the best feasible records of the search and of the baselines."""
     ranked = [r for r in rank_records(records, budget, objective) if budget.violation(r.measurement) == 0.0]
-    searched = [r for r in ranked if not r.origin.startswith("baseline:")]
-    uniform = [r for r in ranked if r.origin.startswith("baseline:")]
+    uniform = [r for r in ranked if r.origin.startswith("baseline:") and not r.origin.startswith("baseline:hybrid")]
+    searched = [r for r in ranked if r not in uniform]
     return [*searched[:_N_FINALISTS], *uniform[:2]]
 
 
@@ -143,10 +143,6 @@ def _equals_uniform(winner: Record | None, uniform: Record | None, finals: dict[
     return bool(abs(a.median_s - b.median_s) <= 2 * (a.error_s**2 + b.error_s**2) ** 0.5)
 
 
-def _build(preparation: Preparation, policy: Policy) -> Artifact:
-    return preparation.pipeline.build(preparation.space.layer_treatments(policy), policy.graph)
-
-
 def _score_on_test(preparation: Preparation, artifact: Artifact) -> Measurement:
     score = preparation.test.score(preparation.device.load(artifact))
     return Measurement(score.accuracy, score.accuracy_drop)
@@ -174,7 +170,7 @@ def write_outcome(preparation: Preparation, run: RunFolder, final: Final, pareto
     row = next(row for row in final.rows if row.label == "best policy")
     policy = describe_policy(preparation, final.winner.policy, run=run.path.name)
     policy.save(run.policy)
-    artifact = _build(preparation, final.winner.policy)
+    artifact = preparation.build(final.winner.policy)
     executable = preparation.device.load(artifact)
     batch_size = preparation.device.target.batch_size
     n_batches = min(N_PROBES, max(1, len(preparation.dataset.validation) // batch_size))
@@ -199,7 +195,8 @@ def describe_policy(preparation: Preparation, policy: Policy, *, run: str) -> Po
     treated = {name for name, _ in policy.groups}
     ranges: Mapping[str, Range] = {}
     if any(treatment.is_static for _, treatment in policy.groups):
-        ranges = preparation.pipeline.ranges(policy.graph)
+        shape = preparation.pipeline.shape_of(space.layer_treatments(policy), policy.recovery)
+        ranges = preparation.pipeline.stage_of(shape).ranges(policy.graph)
     return PolicyFile(
         policy=policy,
         groups=tuple(group for group in space.groups if group.name in treated),

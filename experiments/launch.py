@@ -1,5 +1,6 @@
 """Launching a search, and going on with one."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compressors.pipeline import Pipeline
-from ..core.errors import MeasurementError, RunError, SpecError
+from ..core.errors import MeasurementError, PolicyError, RunError, SpecError
 from ..core.files import short_digest
 from ..core.names import describe_unknown
 from ..evaluators.measurement import Measurement
@@ -22,6 +23,7 @@ from ..search.record import Record, Status
 from ..search.worker_pool import Job, Limits, WorkerPool
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.space import Space
+from ..spaces.treatment import Treatment
 from .benches import SearchBenches
 from .finish import Final, Row, finish_search, write_outcome
 from .policy_file import PolicyFile, load_policy
@@ -285,7 +287,10 @@ def _check_size(budget: Budget, preparation: Preparation) -> None:
     """Builds the smallest policy that the space holds and refuses a size that even it does not reach."""
     if budget.size_bytes is None:
         return
-    smallest = _smallest_size(preparation.space, preparation.pipeline)
+    try:
+        smallest = _smallest_size(preparation.space, preparation.pipeline)
+    except PolicyError:  # the smallest treatments do not go together; the search finds out what does
+        return
     if budget.size_bytes < smallest:
         raise SpecError(
             f"budget.size_mb: {budget.size_bytes / 1e6:.4g} MB is below the smallest policy in this space "
@@ -294,14 +299,26 @@ def _check_size(budget: Budget, preparation: Preparation) -> None:
 
 
 #: bits of a stored weight, from small to large
-_BITS = {"int4": 4, "int8": 8, "float16": 16, "float32": 32}
+_BITS = {"int4": 4, "int8": 8, "float8": 8, "float16": 16, "float32": 32}
+_BINARY_BITS = {"binary": 1.0, "ternary": 1.6}
+
+
+def _bits(option: Treatment) -> float:
+    """Estimates the bits that are stored for each weight of the original."""
+    bits: float = _BINARY_BITS.get(option.binary, _BITS[option.weight_dtype])
+    if option.clusters:
+        bits = min(bits, math.ceil(math.log2(option.clusters)))
+    if option.sparsity:
+        bits = min(bits, 1.0 + (1.0 - option.sparsity) * bits)
+    return bits * option.rank * option.keep_channels
 
 
 def _smallest_size(space: Space, pipeline: Pipeline) -> int:
-    treatments = {}
-    for group, options in zip(space.groups, space.options, strict=True):
-        best = min(options, key=lambda option: (_BITS[option.weight_dtype], option.activation_dtype == "int8"))
-        treatments.update(dict.fromkeys(group.layers, best))
+    chosen = {
+        group.name: min(options, key=lambda option: (_bits(option), option.activation_dtype == "int8"))
+        for group, options in zip(space.groups, space.options, strict=True)
+    }
+    treatments = space.layer_treatments(Policy(chosen))
     untouched = pipeline.build({}, GraphTreatment()).size_bytes
     return min(
         untouched, *(pipeline.build(treatments, GraphTreatment(fusion=f)).size_bytes for f in space.graph.fusion)

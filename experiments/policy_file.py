@@ -9,8 +9,9 @@ from ..compressors.calibration import Range
 from ..core.errors import PolicyError, SpecError
 from ..core.files import read_json, write_json
 from ..hw_profiles.target import Target
-from ..spaces.layer import Group, Layer, fingerprint_layers
+from ..spaces.layer import STRUCTURE_KINDS, Group, Layer, fingerprint_layers
 from ..spaces.policy import Policy
+from ..spaces.space import spread_groups
 from ..spaces.treatment import Treatment
 from .spec import read_target
 
@@ -41,9 +42,8 @@ class PolicyFile:
 
     @property
     def layer_treatments(self) -> dict[str, Treatment]:
-        """Layer name → treatment."""
-        members = {group.name: group.layers for group in self.groups}
-        return {layer: treatment for name, treatment in self.policy.groups for layer in members[name]}
+        """Name → treatment of layers and structures."""
+        return spread_groups(self.groups, self.policy)
 
     def check_fit(self, layers: tuple[Layer, ...]) -> None:
         """Compares the layers of a model with those that the policy was found for.
@@ -106,7 +106,7 @@ def load_policy(path: Path) -> PolicyFile:
 
 def _parse(content: dict[str, Any]) -> PolicyFile:
     policy = Policy.from_json(content)
-    groups = tuple(Group(str(name), tuple(map(str, layers))) for name, layers in content["members"].items())
+    groups = tuple(_read_group(str(name), layers) for name, layers in content["members"].items())
     layers = tuple(
         Layer(str(name), str(kind), tuple(int(n) for n in shape), (), 0, 0)
         for name, kind, shape in content["model"]["layers"]
@@ -130,11 +130,16 @@ def _parse(content: dict[str, Any]) -> PolicyFile:
     return file
 
 
+def _read_group(name: str, layers: Any) -> Group:
+    kind = name.partition(":")[0]
+    return Group(name, tuple(map(str, layers)), kind if kind in STRUCTURE_KINDS and ":" in name else "layers")
+
+
 def _check_members(file: PolicyFile) -> None:
     unknown = sorted({name for name, _ in file.policy.groups} - {group.name for group in file.groups})
     if unknown:
         raise SpecError(f"the policy treats {_some(unknown)}, which 'members' does not list")
-    members = [layer for group in file.groups for layer in group.layers]
+    members = [layer for group in file.groups if group.kind == "layers" for layer in group.layers]
     strangers = sorted(set(members) - {layer.name for layer in file.layers})
     if strangers:
         raise SpecError(f"'members' names {_some(strangers)}, which the list of layers does not hold")

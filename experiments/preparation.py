@@ -5,7 +5,7 @@ import importlib.metadata
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..compressors.activations import OP_FAMILIES
 from ..compressors.artifact import Artifact
 from ..compressors.graph import check_inputs
 from ..compressors.pipeline import Pipeline
 from ..compressors.prepared import PreparedModel, prepare_model
 from ..compressors.source import ModelSource, load_source
+from ..compressors.training import Training
+from ..core.cache import cache_folder
 from ..core.errors import DataError, MeasurementError, ModelError, SpecError
 from ..core.files import short_digest
 from ..core.imports import import_object
@@ -31,17 +32,16 @@ from ..evaluators.metrics import find_metric
 from ..evaluators.resources import WantedResources, check_resources
 from ..hw_profiles.energy.energy_table import load_energy_table
 from ..search.searcher import SEARCHERS
-from ..spaces.policy import CALIBRATIONS, GraphTreatment
-from ..spaces.rules import Dropped, Rule, resolve_options, tie_layers
-from ..spaces.space import GraphOptions, Space, build_space
+from ..spaces.policy import GraphTreatment, Policy
+from ..spaces.rules import Dropped
+from ..spaces.space import Space
+from ..spaces.treatment import QUANTIZE_OPTIONS
 from .benches import SearchBenches
-from .profiling.device_profiles import FoundProfile, find_profile, why_slow
+from .offer import Offer, make_offer
+from .profiling.device_profiles import FoundProfile, find_profile
 from .spec import Spec
 
 _log = logging.getLogger(__name__)
-
-#: alternatives for ``graph.quantized_ops`` when the spec names none
-_DEFAULT_OPS: tuple[tuple[str, ...], ...] = ((), ("add",), ("add", "pool"), ("matmul",))
 
 
 @dataclass(frozen=True)
@@ -52,18 +52,30 @@ class Preparation:
     device: Device
     dataset: Dataset
     model: PreparedModel
-    space: Space
-    #: options that rules offered and the target or the layer refuses
-    dropped: tuple[Dropped, ...]
-    #: graph-wide alternatives that are not on offer, with the reason
-    dropped_graph: tuple[tuple[str, str], ...]
+    #: the space, and what is not in it
+    offer: Offer
+    #: data and teachers of recovery; None where nothing needs them
+    training: Training | None = None
     #: which measurements decided what does not pay here, in words
     profile_note: str = ""
 
     @cached_property
     def pipeline(self) -> Pipeline:
         """The pipeline for this model and target."""
-        return Pipeline(self.model, self.device.capabilities)
+        return Pipeline(self.model, self.device.capabilities, self.training)
+
+    @property
+    def space(self) -> Space:
+        """What can be chosen."""
+        return self.offer.space
+
+    def build(self, policy: Policy) -> Artifact:
+        """Builds the artifact of a policy of the space.
+
+        Raises:
+            PolicyError: it cannot be built.
+        """
+        return self.pipeline.build(self.space.layer_treatments(policy), policy.graph, policy.recovery)
 
     @property
     def table_name(self) -> str:
@@ -115,13 +127,14 @@ class Preparation:
             batch=take_batch(self.dataset.validation, 0, self.device.target.batch_size),
             timing=TimingSettings(min_runs=spec.timing.runs, max_runs=max(1000, spec.timing.runs)),
             wanted=want_resources(spec),
+            training=self.training,
             pins_cores=spec.workers.address != "inline",
         )
 
     def _can_run(self, drop: Dropped) -> bool:
         """Whether the option fell away for its speed only, by the device's profile."""
-        kind = next(layer.kind for layer in self.model.layers if layer.name == drop.layer)
-        return self.device.capabilities.why_not(drop.option, kind) is None
+        kind = next((layer.kind for layer in self.model.layers if layer.name == drop.layer), "")
+        return drop.option in QUANTIZE_OPTIONS and self.device.capabilities.why_not(drop.option, kind) is None
 
     def fingerprints(self) -> dict[str, str]:
         """Returns what a run depends on, by name: a resumed run has to find the same."""
@@ -131,13 +144,14 @@ class Preparation:
         for part in ("trials", "time_limit", "patience"):
             content["search"].pop(part, None)
         packages = ("trimtab", "numpy", "onnx", "onnxruntime", "optuna")
-        slow = [[drop.layer, drop.option] for drop in self.dropped if self._can_run(drop)]
+        slow = [[drop.layer, drop.option] for drop in self.offer.dropped if self._can_run(drop)]
         return {
             **({"profile": short_digest(slow)} if slow else {}),
             "spec": short_digest(content),
             "model": self.model.fingerprint,
-            "weights": _digest_arrays(self.model.constants.items()),
+            "weights": digest_arrays(self.model.constants.items()),
             "data": _digest_dataset(self.dataset),
+            **({"training": self.training.digest} if self.training is not None else {}),
             "target": self.device.identify().id,
             "versions": ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages),
         }
@@ -167,15 +181,11 @@ def prepare(spec: Spec) -> Preparation:
     _check_splits(model, dataset)
     if not model.layers:
         raise SpecError("the model has no layer that can be compressed (convolution, linear or embedding)")
-    rules = [Rule(rule.layers, rule.quantize, bool(rule.force)) for rule in spec.space]
     found = find_profile(device.identify(), spec.profile)
-    options, dropped = resolve_options(
-        model.layers, rules, device.capabilities.why_not, is_default="space" not in spec.model_fields_set,
-        why_slow=partial(why_slow, None if _wants_small(spec) else found.profile),
-    )  # fmt: skip
-    graph, dropped_graph = _graph_options(spec, device, model)
-    space = build_space(tie_layers(model.layers), options, graph)
-    return Preparation(spec, device, dataset, model, space, dropped, dropped_graph, _note(spec, found))
+    offer, model = make_offer(spec, device, model, dataset, None if _wants_small(spec) else found.profile)
+    names = tuple(name for recovery in offer.space.graph.recovery for name in recovery.teachers)
+    training = make_training(dataset, model, teachers=names, seed=spec.search.seed) if offer.trains else None
+    return Preparation(spec, device, dataset, model, offer, training, _note(spec, found))
 
 
 def load_dataset(data: Any) -> Dataset:
@@ -233,42 +243,6 @@ def _check_precisions(spec: Spec, device: Device) -> None:
             )
 
 
-def _graph_options(
-    spec: Spec, device: Device, model: PreparedModel
-) -> tuple[GraphOptions, tuple[tuple[str, str], ...]]:
-    wanted = spec.graph.fusion or device.capabilities.fusions
-    fusions = tuple(fusion for fusion in wanted if fusion in model.variants) or ("none",)
-    dropped = [(f"fusion {name}", reason) for name, reason in model.dropped_fusions.items() if name in wanted]
-    present = _op_families(model)
-    operators: dict[tuple[str, ...], None] = {}
-    for alternative in spec.graph.quantized_ops or _DEFAULT_OPS:
-        kept = tuple(sorted(op for op in alternative if op in present))
-        if kept != tuple(sorted(alternative)):
-            missing = ", ".join(op for op in alternative if op not in present)
-            dropped.append((f"quantized_ops {'+'.join(alternative)}", f"the model has no {missing} to quantise"))
-        operators.setdefault(kept)
-    options = GraphOptions(
-        fusion=fusions,
-        calibration=spec.graph.calibration or CALIBRATIONS,
-        quantized_ops=tuple(operators),
-        precision=spec.graph.precision or device.capabilities.precisions,
-    )
-    return options, tuple(dropped)
-
-
-def _op_families(model: PreparedModel) -> set[str]:
-    """Returns the families of `OP_FAMILIES` of which the float graph has members with two computed inputs, or one."""
-    graph = ir.from_proto(onnx.load_from_string(model.variants["none"])).graph
-    constants = set(graph.initializers)
-    found: set[str] = set()
-    for node in graph:
-        computed = [value for value in node.inputs if value is not None and value.name not in constants]
-        is_binary = node.op_type in ("Add", "MatMul")
-        if len(computed) >= (2 if is_binary else 1):
-            found.update(family for family, ops in OP_FAMILIES.items() if node.op_type in ops)
-    return found
-
-
 def want_resources(spec: Spec) -> WantedResources:
     """Returns what the spec asks for, bounds or optimises.
 
@@ -296,12 +270,55 @@ def _wants_small(spec: Spec) -> bool:
     return spec.objective in ("size", "peak_memory") or any(bound is not None for bound in bounds)
 
 
-def _digest_arrays(arrays: Any) -> str:
+def digest_arrays(arrays: Any) -> str:
+    """Returns 16 hex digits that depend on every name, dtype, shape and byte of (name, array) pairs."""
     digest = hashlib.sha256()
     for name, array in sorted(arrays, key=lambda pair: str(pair[0])):
         digest.update(f"{name}|{array.dtype}|{array.shape}|".encode())
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()[:16]
+
+
+def make_training(dataset: Dataset, model: PreparedModel, *, teachers: Sequence[str], seed: int) -> Training:
+    """Returns what recovery trains on and learns from.
+
+    Args:
+        dataset: with a train split.
+        model: whose weights decide, with the data, which trained models are found again.
+        teachers: ``module:callable`` of each.
+        seed: of everything that is drawn.
+
+    Raises:
+        SpecError: a teacher cannot be found, or is no ``nn.Module``.
+        DataError: there is no train split.
+    """
+    train = dataset.train
+    if train is None:
+        raise DataError("an importance by gradients needs a train split; return one in Dataset(train=…)")
+    labels = [] if train.labels is None else [("labels", train.labels)]
+    return Training(
+        inputs=train.inputs,
+        labels=train.labels,
+        loss=dataset.loss,
+        digest=digest_arrays([*model.constants.items(), *train.inputs.items(), *labels]),
+        seed=seed,
+        folder=cache_folder() / "trained",
+        teachers={name: load_teacher(name) for name in dict.fromkeys(teachers)},
+    )
+
+
+def load_teacher(name: str) -> Any:
+    """Returns the ``nn.Module`` that ``module:callable`` makes, in eval mode.
+
+    Raises:
+        SpecError: it cannot be found, or is something else.
+    """
+    found = import_object(name, noun="teacher")
+    module = found() if callable(found) and not hasattr(found, "named_parameters") else found
+    module = module[0] if isinstance(module, tuple) else module
+    if not hasattr(module, "named_parameters"):
+        raise SpecError(f"teacher '{name}' must be (or return) an nn.Module, got {type(module).__name__}")
+    return module.eval()
 
 
 def _digest_dataset(dataset: Dataset) -> str:
@@ -310,4 +327,4 @@ def _digest_dataset(dataset: Dataset) -> str:
     )  # fmt: skip
     arrays = [(f"{name}.{key}", array) for name, split in splits for key, array in split.inputs.items()]
     labels = [(f"{name}.labels", split.labels) for name, split in splits if split.labels is not None]
-    return _digest_arrays([*arrays, *labels])
+    return digest_arrays([*arrays, *labels])

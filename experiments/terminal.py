@@ -14,8 +14,11 @@ from ..evaluators.measurement import Estimate, Measurement
 from ..search.answer import describe_relaxation
 from ..search.budget import BOUNDS, Budget
 from ..search.record import Record, Status
+from ..spaces.options import TECHNIQUES, describe_option
+from ..spaces.treatment import Treatment
 from .finish import Row
 from .launch import SearchResult
+from .offer import Offer, find_size_only
 from .preparation import Preparation
 from .verify import Verification
 
@@ -202,28 +205,54 @@ def print_verification(console: Console, verification: Verification) -> None:
 
 def print_plan(console: Console, preparation: Preparation, n_baselines: int) -> None:
     """Prints layers, space, what fell away and why."""
-    space = preparation.space
+    space, offer = preparation.space, preparation.offer
     offered = {layer: options for group, options in zip(space.groups, space.options, strict=True)
-               for layer in group.layers}  # fmt: skip
+               for layer in group.layers if group.kind == "layers"}  # fmt: skip
     table = Table(title=f"{preparation.spec.name} on {preparation.device.target.name}", title_justify="left")
     for heading in ("layer", "kind", "weight", "parameters", "MACs", "options"):
         table.add_column(heading, justify="right" if heading in ("parameters", "MACs") else "left")
     for layer in preparation.model.layers:
-        labels = ", ".join(option.label for option in offered[layer.name])
+        options = _describe_options(offered[layer.name])
         shape = "×".join(map(str, layer.weight_shape))
-        table.add_row(escape(layer.name), layer.kind, shape, f"{layer.n_parameters:,}", f"{layer.macs:,}", labels)
+        table.add_row(escape(layer.name), layer.kind, shape, f"{layer.n_parameters:,}", f"{layer.macs:,}", options)
     console.print(table)
+    _print_structures(console, offer)
     graph = space.graph
     say(console, f"fusion: {', '.join(graph.fusion)} · calibration: {', '.join(graph.calibration)}")
     operators = ", ".join("+".join(ops) or "none" for ops in graph.quantized_ops)
     say(console, f"quantized ops: {operators} · precision: {', '.join(graph.precision)}")
+    refinements = {"rounding": graph.rounding, "equalization": graph.equalization, "correction": graph.correction}
+    say(console, " · ".join(f"{name}: {', '.join(values)}" for name, values in refinements.items()))
+    say(console, f"recovery: {', '.join(recovery.label for recovery in graph.recovery)}")
+    size_only = find_size_only(offer, preparation.device.capabilities.size_only)
+    if size_only:
+        say(console, f"size only: {', '.join(size_only)}: a smaller file, and no less time on this target")
     say(console, f"space: {space.size:.3g} policies, {n_baselines} of them baselines")
     dropped: dict[tuple[str, str], list[str]] = {}
-    for drop in preparation.dropped:
+    for drop in offer.dropped:
         dropped.setdefault((drop.option, drop.reason), []).append(drop.layer)
     for (option, reason), layers in dropped.items():
         shown = ", ".join(layers[:3]) + (f" and {len(layers) - 3} more" if len(layers) > 3 else "")
         say(console, f"dropped: {option} on {shown}: {reason}")
-    for name, reason in preparation.dropped_graph:
+    for name, reason in offer.dropped_graph:
         say(console, f"dropped: {name}: {reason}")
     say(console, preparation.profile_note)
+
+
+def _describe_options(options: Sequence[Treatment]) -> str:
+    """Returns what each technique offers; their combinations are on offer too."""
+    parts = []
+    for technique in TECHNIQUES:
+        found = dict.fromkeys(describe_option(technique, option) for option in options)
+        if set(found) != {"none"}:
+            parts.append(f"{technique} {', '.join(found)}")
+    return "; ".join(parts) or "none"
+
+
+def _print_structures(console: Console, offer: Offer) -> None:
+    """Prints what can be pruned, what is tied to it, and what cannot."""
+    options = {group.name: offered for group, offered in zip(offer.space.groups, offer.space.options, strict=True)}
+    for structure in offer.structures:
+        say(console, f"{structure}: {_describe_options(options[structure.name])}")
+    for name, reason in offer.dropped_structures:
+        say(console, f"cannot be pruned: {name}: {reason}")

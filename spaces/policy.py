@@ -138,6 +138,13 @@ class Policy:
         }
 
     @property
+    def needs_data(self) -> bool:
+        """Whether the policy cannot be applied without calibration (or training) data, ranges aside."""
+        graph, treatments = self.graph, [treatment for _, treatment in self.groups]
+        refined = graph.rounding == "compensated" or graph.equalization == "smooth" or graph.correction == "bias"
+        return refined or self.recovery.trains or any(treatment.needs_data for treatment in treatments)
+
+    @property
     def untrained(self) -> "Policy":
         """The same policy without recovery: equal shapes and kernels, at no cost of training."""
         return Policy(dict(self.groups), self.graph)

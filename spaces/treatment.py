@@ -87,6 +87,12 @@ class Treatment:
         return self.weight_dtype in _INTEGERS
 
     @property
+    def needs_data(self) -> bool:
+        """Whether what is done depends on data that run through the model."""
+        by_data = (self.rank_error == "output", self.cluster_weighting == "sensitivity", self.saliency == "wanda")
+        return any(by_data) or self.activation_dtype == "binary" or self.importance in ("taylor", "fisher")
+
+    @property
     def is_structural(self) -> bool:
         """Whether the layer has other shapes afterwards."""
         return self.keep_channels != 1.0 or self.rank != 1.0

@@ -85,7 +85,7 @@ class Collector:
 
     def build(self, policy: Policy) -> Artifact:
         """Builds the policy's artifact; see `Pipeline.build`."""
-        return self.pipeline.build(self.space.layer_treatments(policy), policy.graph)
+        return self.pipeline.build(self.space.layer_treatments(policy), policy.graph, policy.recovery)
 
     def lower(self, policy: Policy) -> LoweredGraph:
         """Returns the kernels that the runtime makes of a policy; nothing is run."""

@@ -51,7 +51,7 @@ def list_candidates(space: Space, edges: Edges, *, n_policies: int, seed: int) -
     )
     for position, vector in enumerate(vectors):
         vector[len(space.groups) :][:4] = combinations[position % len(combinations)]
-    found.update(dict.fromkeys(space.decode(vector) for vector in vectors))
+    found.update(dict.fromkeys(space.decode(vector).untrained for vector in vectors))
     rng = np.random.default_rng(seed)
-    found.update(dict.fromkeys(draw_mixed(space, rng) for _ in range(n_policies // 2)))
+    found.update(dict.fromkeys(draw_mixed(space, rng).untrained for _ in range(n_policies // 2)))
     return tuple(found)

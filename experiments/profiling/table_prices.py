@@ -42,7 +42,7 @@ class TablePrices:
             MeasurementError: the runtime refuses it.
         """
         preparation = self.preparation
-        artifact = preparation.pipeline.build(preparation.space.layer_treatments(policy), policy.graph)
+        artifact = preparation.build(policy.untrained)  # trained weights take as long as untrained ones
         return self._pricer.price(self.device.lower(artifact), model=preparation.table_name)
 
     def promise(self, policy: Policy, original_s: float) -> Latency | None:
