@@ -70,19 +70,20 @@ def small_transformer(*, seed: int = 0) -> Any:
             self.norm, self.norm2 = nn.LayerNorm(32), nn.LayerNorm(32)
             self.twice = nn.Linear(32, 32, bias=False)
             self.head = nn.Linear(32, 3)
+            self.n_heads = 4
             self.example_inputs = {
                 "ids": torch.zeros(2, 12, dtype=torch.long), "mask": torch.ones(2, 12, dtype=torch.long)
             }  # fmt: skip
 
         def split(self, x: torch.Tensor) -> torch.Tensor:
-            return x.view(-1, 12, 4, 8).transpose(1, 2)
+            return x.view(-1, 12, self.n_heads, 8).transpose(1, 2)
 
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             x = self.tokens(ids) + self.places(torch.arange(12))
             q, k, v = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
             bias = (1.0 - mask[:, None, None, :].float()) * -1e4
             scores = torch.softmax(q @ k.transpose(-1, -2) / 8**0.5 + bias, -1)
-            x = self.norm(x + self.out((scores @ v).transpose(1, 2).reshape(-1, 12, 32)))
+            x = self.norm(x + self.out((scores @ v).transpose(1, 2).reshape(-1, 12, self.n_heads * 8)))
             x = self.norm2(x + self.down(nn.functional.gelu(self.up(x))))
             x = self.twice(torch.tanh(self.twice(x)))
             result: torch.Tensor = self.head(x.mean(1))

@@ -45,20 +45,25 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Scaled dot-product attention with twelve heads."""
+    """Scaled dot-product attention with twelve heads, fewer after pruning."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.n_heads = N_HEADS
         self.query = nn.Linear(WIDTH, WIDTH)
         self.key = nn.Linear(WIDTH, WIDTH)
         self.value = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(batch, 128, 384) and the additive mask (batch, 1, 1, 128) → (batch, 128, 384)."""
-        query, key, value = (_split_heads(project(x)) for project in (self.query, self.key, self.value))
+        """(batch, 128, 384) and the additive mask (batch, 1, 1, 128) → (batch, 128, heads · 32)."""
+        query, key, value = (self._split(project(x)) for project in (self.query, self.key, self.value))
         scores = torch.matmul(query, key.transpose(-1, -2)) / math.sqrt(_HEAD_WIDTH) + mask
         context = torch.matmul(functional.softmax(scores, dim=-1), value)
-        return context.permute(0, 2, 1, 3).contiguous().view(-1, N_TOKENS, WIDTH)
+        return context.permute(0, 2, 1, 3).contiguous().view(-1, N_TOKENS, self.n_heads * _HEAD_WIDTH)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, 128, heads · 32) → (batch, heads, 128, 32)."""
+        return x.view(-1, N_TOKENS, self.n_heads, _HEAD_WIDTH).permute(0, 2, 1, 3)
 
 
 class AddNorm(nn.Module):
@@ -173,8 +178,3 @@ def load_bert(path: Path) -> Bert:
     bert.load_state_dict({name: state[name] for name in bert.state_dict()})
     bert.eval()
     return bert
-
-
-def _split_heads(x: torch.Tensor) -> torch.Tensor:
-    """(batch, 128, 384) → (batch, heads, 128, 32)."""
-    return x.view(-1, N_TOKENS, N_HEADS, _HEAD_WIDTH).permute(0, 2, 1, 3)
