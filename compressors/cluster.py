@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import SpecError
 from ..spaces.treatment import Treatment
 from .layer_inputs import LayerInputs
 from .sparsify import choose_kept
@@ -14,9 +13,8 @@ from .treated_weight import TreatedWeight, as_rows, from_rows, input_energy
 GROUP_CHANNELS = 16
 #: values closer than this, relatively, are one: merging a batch norm and taking it out again moves a few last bits
 _SAME = 1e-6
-#: k-means starts from at most this many points and as many more; what differs then is settled on the weights themselves
-_MAX_POINTS = 2048
-_N_STARTS = 2
+#: bins in which the best codebook is sought; what differs then is settled on the weights themselves
+_N_BINS = 512
 _MAX_ROUNDS = 300
 
 
@@ -43,7 +41,6 @@ def cluster_weight(
             is that of the weight before the merge.
 
     Raises:
-        SpecError: scikit-learn is not installed.
         PolicyError: the statistics do not fit the weight.
     """
     rows, scale = _take_out(as_rows(weight, axis), output_scale)
@@ -93,17 +90,14 @@ def find_codebook(
 ) -> np.ndarray:
     """Returns at most ``n_values`` values, ascending: (k,) float32, near the smallest weighted squared error.
 
-    Values that are no more than that already are returned themselves. Otherwise scikit-learn's k-means starts on
-    a fine histogram, and Lloyd's rounds on the values themselves bring it to rest.
+    Values that are no more than that already are returned themselves. Otherwise it is the best codebook of a fine
+    histogram, brought to rest by Lloyd's rounds on the values themselves.
 
     Args:
         values: any shape, float32.
         n_values: 2 or more.
         importance: the shape of ``values``, float64 ≥ 0; what the squared error of each counts. None: all alike.
         with_zero: whether one of the values must be 0.
-
-    Raises:
-        SpecError: scikit-learn is not installed.
     """
     if values.size == 0:
         return np.zeros(1, np.float32)
@@ -170,25 +164,34 @@ class _Points:
 
 
 def _start(points: _Points, n_values: int) -> np.ndarray:
-    """Returns (n_values,) float64, ascending: k-means on the histogram."""
-    try:
-        from sklearn.cluster import KMeans
-    except ImportError as error:
-        raise SpecError("scikit-learn is not installed; pip install 'trimtab[cluster]'") from error
+    """Returns (n_values,) float64, ascending: the best codebook for the histogram.
 
-    weights, middles = points.means(_bins(points.values))
-    weights, middles = weights[weights > 0], middles[weights > 0]
-    found = KMeans(n_values, n_init=_N_STARTS, random_state=0, tol=1e-6).fit(middles[:, None], sample_weight=weights)
-    return np.sort(found.cluster_centers_.ravel().astype(np.float64))
+    Dynamic programming over contiguous cells, exact in one dimension: Wang and Song, Ckmeans.1d.dp (2011), eq. 1.
+    """
+    cuts = _bins(points.values, max(_N_BINS, 4 * n_values))
+    weights, means = points.means(cuts)
+    sums = [np.append(0.0, np.cumsum(weights * means**power)) for power in (0, 1, 2)]
+    weight, moment, square = (np.subtract.outer(each, each).T for each in sums)  # [m, i]: bins m … i - 1
+    is_cell = np.tri(len(cuts), k=-1, dtype=bool).T
+    error = np.where(is_cell, square - moment**2 / np.where(is_cell, weight, 1.0), np.inf)
+    least, chosen = error[0], []
+    for _ in range(n_values - 1):
+        total = least[:, None] + error
+        chosen.append(total.argmin(0))
+        least = total.min(0)
+    ends = [len(weights)]
+    for starts in reversed(chosen):
+        ends.append(int(starts[ends[-1]]))
+    return points.means(cuts[[0, *reversed(ends)]])[1]
 
 
-def _bins(values: np.ndarray) -> np.ndarray:
+def _bins(values: np.ndarray, n_bins: int) -> np.ndarray:
     """Returns positions that cut the values into bins of equal width and of equal count, both at once."""
     n = len(values)
-    if n <= 2 * _MAX_POINTS:
+    if n <= n_bins:
         return np.arange(n + 1)
-    by_width = np.searchsorted(values, np.linspace(values[0], values[-1], _MAX_POINTS + 1)[1:-1])
-    by_count = np.linspace(0, n, _MAX_POINTS + 1).astype(np.int64)
+    by_width = np.searchsorted(values, np.linspace(values[0], values[-1], n_bins // 2 + 1)[1:-1])
+    by_count = np.linspace(0, n, n_bins // 2 + 1).astype(np.int64)
     return np.unique(np.concatenate([by_width, by_count]))
 
 

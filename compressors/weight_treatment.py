@@ -31,7 +31,6 @@ def treat_weight(
         output_scale: (n_outputs,) float; what a batch norm multiplied each output by when it was merged.
 
     Raises:
-        SpecError: scikit-learn is not installed.
         PolicyError: the statistics do not fit the weight.
     """
     treated = TreatedWeight(weight, None, axis)
