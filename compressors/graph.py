@@ -25,7 +25,8 @@ class BaseGraph:
 
     model: ir.Model
     layers: tuple[Layer, ...]
-    #: value name → shape seen when one sample was run; covers the outputs of all layers and softmaxes
+    #: value name → shape seen when one sample was run; covers the outputs of all layers and softmaxes, and what enters
+    #: convolutions
     shapes: Mapping[str, tuple[int, ...]]
 
 
@@ -46,8 +47,9 @@ def build_base_graph(source: ModelSource, sample: Mapping[str, np.ndarray]) -> B
     weights = find_weights(model.graph)
     _rename(model.graph, name_weights(weights, source.parameters))
     watched = [node.outputs[0] for node in model.graph if node.op_type in _WATCHED]
-    shapes = observe_shapes(model, watched, sample)
-    layers = tuple(_describe(value, shapes) for value in weights)
+    watched += [input_of(node, 0) for node in model.graph if node.op_type == "Conv"]
+    shapes = observe_shapes(model, dict.fromkeys(watched), sample)
+    layers = tuple(describe_layer(value, shapes) for value in weights)
     return BaseGraph(model, layers, shapes)
 
 
@@ -223,7 +225,13 @@ def kind_of(node: ir.Node) -> str:
     return "depthwise_conv" if is_depthwise else "conv"
 
 
-def _describe(weight: ir.Value, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
+def describe_layer(weight: ir.Value, shapes: Mapping[str, tuple[int, ...]]) -> Layer:
+    """Returns the entry of a layer.
+
+    Args:
+        weight: the initialiser, called ``<layer>.weight``.
+        shapes: value name → shape for one sample.
+    """
     nodes = [use.node for use in weight.uses() if weight_of(use.node) is weight]
     first = nodes[0]
     kind = kind_of(first)

@@ -129,7 +129,7 @@ def _mean_of(name: str, sums: Sequence[_Sums]) -> LayerInputs:
     n_rows = sum(part.n_rows for part in sums)
     if not n_rows:
         raise DataError(f"nothing enters layer {name}: at least one calibration sample must hold rows, got none")
-    moments = sum(part.moments for part in sums) / n_rows
+    moments = np.asarray(sum(part.moments for part in sums) / n_rows)
     if not np.isfinite(moments).all():
         raise ModelError(f"what enters layer {name} is not finite on the calibration data")
     total = sum(part.total for part in sums)

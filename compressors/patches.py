@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -45,6 +46,22 @@ class Window:
             padding.append((less, more) if self.auto_pad == "SAME_UPPER" else (more, less))
         return tuple(padding)
 
+    def output_sides(self, sides: Sequence[int]) -> tuple[int, ...]:
+        """Returns the output's sides for an input of these sides."""
+        padded = (side + sum(pad) for side, pad in zip(sides, self.padding(sides), strict=True))
+        moves = zip(padded, self.reach, self.strides, strict=True)
+        return tuple((side - reach) // stride + 1 for side, reach, stride in moves)
+
+    def along(self, axis: int) -> "Window":
+        """Returns the window that moves in the same way along one axis, and is one element wide along the others."""
+        n_axes = len(self.kernel)
+        kernel, strides, dilations = (
+            tuple(entries[i] if i == axis else 1 for i in range(n_axes))
+            for entries in (self.kernel, self.strides, self.dilations)
+        )
+        pads = tuple(pad if i == axis else (0, 0) for i, pad in enumerate(self.pads))
+        return Window(kernel, strides, dilations, pads, self.auto_pad, self.n_groups)
+
 
 def window_of(node: ir.Node) -> Window:
     """Returns the window of a Conv node whose weight is constant."""
@@ -79,16 +96,16 @@ def cut_patches(images: np.ndarray, window: Window, *, limit: int) -> tuple[np.n
     padding = window.padding(images.shape[2:])
     padded = np.pad(images, ((0, 0), (0, 0), *padding)) if any(map(any, padding)) else images
     views = np.lib.stride_tricks.sliding_window_view(padded, window.reach, axis=tuple(range(2, 2 + n_axes)))
-    starts = tuple(slice(None, None, stride) for stride in window.strides)
-    inside = tuple(slice(None, None, step) for step in window.dilations)
-    views = views[(slice(None), slice(None), *starts, *inside)]  # (batch, channels, *positions, *kernel)
+    steps = (1, 1, *window.strides, *window.dilations)
+    views = views[tuple(slice(None, None, step) for step in steps)]  # (batch, channels, *places, *kernel)
     places = views.shape[2 : 2 + n_axes]
     n_places = int(np.prod(places))
     batch, channels = images.shape[:2]
     if n_places <= limit:
         patches = views.reshape(batch, channels, n_places, -1)
     else:
-        patches = views[(slice(None), slice(None), *np.unravel_index(spread(n_places, limit), places))]
+        chosen: tuple[Any, ...] = np.unravel_index(spread(n_places, limit), places)
+        patches = views[(slice(None), slice(None), *chosen)]
     n_patches, width = patches.shape[2], channels // window.n_groups
     grouped = patches.reshape(batch, window.n_groups, width, n_patches, -1).transpose(1, 0, 3, 2, 4)
     return grouped.reshape(window.n_groups, batch * n_patches, -1), batch * n_places

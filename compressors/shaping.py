@@ -183,7 +183,8 @@ class Shaper:
             prepared = prepare_model(source, self.stage.prepared.calibration, fusions=("none",))
             inputs = self._inputs_for(shape.ranks, LazyInputs(prepared))
         paths = dict(module.named_modules())
-        return factorise_module(module, {n: t for n, t in shape.ranks.items() if n in paths}, inputs=inputs)
+        ranks = {name: treatment for name, treatment in shape.ranks.items() if name in paths}
+        return factorise_module(module, ranks, inputs=inputs, example_inputs=self._origin().example_inputs)
 
     def _prune(self, shape: Shape) -> Any:
         from .prune import prune_module
