@@ -146,7 +146,7 @@ class _Tracer:
         uses, n_units = self._number_units(uses, n_channels)
         self._take(uses)
         if n_units < 2:
-            return f"its channels cannot go one by one: there {'is one unit' if n_units else 'are none'} only"
+            return "all its channels go together" if n_units else "its channels go with others that cannot be pruned"
         return Coupling(self._describe(path, uses, n_units), tuple(uses))
 
     def _read_uses(self, group: Any) -> list[Use] | str:

@@ -134,7 +134,7 @@ def _filters(target: object, use: Use) -> torch.Tensor | None:
 def _differentiate(
     module: nn.Module, criterion: str, losses: Losses | None
 ) -> tuple[nn.Module, Mapping[str, list[torch.Tensor]]]:
-    """Returns a copy of the module, and per criterion the mean gradients or their squares in the order of its parameters.
+    """Returns a copy, and per criterion the mean of the gradients or of their squares for each of its parameters.
 
     Raises:
         PolicyError: there are no losses.

@@ -1,6 +1,6 @@
 """What of a torch module can be pruned: channels, attention heads and blocks that go or stay together."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from weakref import WeakKeyDictionary
@@ -13,6 +13,9 @@ from .blocks import Block, find_blocks
 from .couplings import HEAD_COUNTS, as_heads, propose_couplings
 from .cuts import Coupling, find_tied_conflict
 from .trials import Probe, make_probe, why_unusable
+
+#: layers that a line names before it only counts them
+_N_SHOWN = 4
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,19 @@ def find_structures(module: nn.Module, example_inputs: Mapping[str, torch.Tensor
 
 
 def describe_structures(found: FoundStructures) -> Iterator[str]:
-    """Yields one line for each structure, then one for each that was dropped, with the reason."""
-    yield from (str(structure) for structure in found.structures)
-    yield from (f"{name}: not on offer: {reason}" for name, reason in found.dropped)
+    """Yields one line for each structure (what makes its channels → what reads them), then why others were dropped."""
+    for structure in found.structures:
+        producers, readers = structure.layers[: structure.n_producers], structure.layers[structure.n_producers :]
+        tail = f" → {_shorten(readers)}" if readers else ""
+        units = {"channels": f"{structure.n_units} channels", "heads": f"{structure.n_units} heads", "block": "whole"}
+        yield f"{structure.name}, {units[structure.kind]}: {_shorten(producers)}{tail}"
+    for name, reason in found.dropped:
+        yield f"{name}: not on offer: {reason}"
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_N_SHOWN])
+    return f"{shown} … ({len(names)} layers)" if len(names) > _N_SHOWN else shown
 
 
 def _find(module: nn.Module, example_inputs: Mapping[str, torch.Tensor]) -> FoundStructures:
