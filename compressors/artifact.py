@@ -20,6 +20,11 @@ class Artifact:
     full_precision: tuple[str, ...] = ()
 
     @property
+    def mixes_precisions(self) -> bool:
+        """Whether some floating-point layers are to compute in another precision than the rest."""
+        return bool(self.full_precision) and self.precision != "float32"
+
+    @property
     def size_bytes(self) -> int:
         """Bytes of the model as a file."""
         return len(self.model)

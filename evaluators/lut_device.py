@@ -63,6 +63,8 @@ class LutDevice:
         if artifact.precision not in self.capabilities.precisions:
             known = ", ".join(self.capabilities.precisions)
             raise MeasurementError(f"{self.board.name} runs in: {known}; got an artifact for {artifact.precision}")
+        if artifact.mixes_precisions:
+            raise MeasurementError(f"{self.board.name} is priced with all that is floating point in one precision")
         return LutExecutable(self._runtime.load(replace(artifact, precision="float32")), self, artifact)
 
     def lower(self, artifact: Artifact) -> LoweredGraph:

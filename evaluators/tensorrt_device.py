@@ -76,6 +76,8 @@ class TensorRtDevice:
         if artifact.precision not in self.capabilities.precisions:
             known = ", ".join(self.capabilities.precisions)
             raise MeasurementError(f"tensorrt runs in: {known}; got an artifact for {artifact.precision}")
+        if artifact.mixes_precisions:
+            raise MeasurementError("tensorrt is told one precision for all layers, and keeps no single ones in float32")
         try:
             inputs = read_inputs(onnx.load_model_from_string(artifact.model).graph)
             violations = check_tensorrt_rules(artifact.model)

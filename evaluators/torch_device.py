@@ -26,6 +26,7 @@ _LINEAR = frozenset({"linear"})
 _SMALLER_FILES = {
     "none": _EVERY_KIND, "float16": _EVERY_KIND, "int8_weight": _EVERY_KIND, "int4_weight": _LINEAR,
 }  # fmt: skip
+_SIZE_ONLY = frozenset({"cluster", "binarize", "sparsify", "float16", "int8_weight", "int4_weight"})
 
 #: Processors that compute in bfloat16. There it is the largest gain, and ``int8`` pays for linear layers alone, because
 #: their codes are multiplied as integers while convolutions only act as if (PyTorch 2.13, one thread of an AVX512 and
@@ -75,7 +76,7 @@ class TorchDevice:
         """Translates an artifact; compiling waits for the first run, which tells the shapes.
 
         Raises:
-            MeasurementError: the model has an operator that is not translated, or cannot run in its precision.
+            MeasurementError: the model has an operator that is not translated, or cannot run in its precisions.
         """
         if artifact.precision not in self.capabilities.precisions:
             known = ", ".join(self.capabilities.precisions)
@@ -83,6 +84,8 @@ class TorchDevice:
                 f"{self.target.runtime} on {self.target.device} runs in: {known}; got an artifact for "
                 f"{artifact.precision}"
             )
+        if artifact.mixes_precisions:
+            raise MeasurementError(f"{self.target.runtime} computes all that is floating point in one precision")
         from .torch_graph import translate
 
         model = translate(artifact.model, dtype=getattr(self._torch, artifact.precision))
@@ -173,11 +176,13 @@ def _require_compiler() -> None:
 def _find_capabilities(target: Target, *, compiles: bool) -> Capabilities:
     if target.device == "cuda":
         # the integer products were not measured on a GPU; the narrow floating points are what its tensor cores are for
-        return Capabilities(quantize=_SMALLER_FILES, precisions=("float32", "float16", "bfloat16"))
+        precisions = ("float32", "float16", "bfloat16")
+        return Capabilities(quantize=_SMALLER_FILES, precisions=precisions, size_only=_SIZE_ONLY)
     has_bfloat16 = not _BFLOAT16_FLAGS.isdisjoint(identify_cpu(target, "").features)
     offers = {**_SMALLER_FILES, "int8": _LINEAR}
     return Capabilities(
         quantize={**offers, "int8_dynamic": _LINEAR} if compiles else offers,
         precisions=("float32", "bfloat16") if has_bfloat16 else ("float32",),
         quantize_conv_outputs=False,
+        size_only=_SIZE_ONLY,
     )
