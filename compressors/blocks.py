@@ -59,7 +59,7 @@ def drop_blocks(module: nn.Module, blocks: Iterable[Block]) -> None:
         except AttributeError:  # it stood in a block that went before
             continue
         for owner in list(module.modules()):
-            for name, child in list(owner.named_children()):
+            for name, child in list(owner._modules.items()):  # a child may have several names
                 if child is gone:
                     setattr(owner, name, PassThrough(in_tuple=block.in_tuple))
 

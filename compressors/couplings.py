@@ -138,8 +138,11 @@ class _Tracer:
         taken = self._taken.setdefault(path, np.zeros(n_channels, bool))
         if taken.all():
             return None
-        group = self._graph.get_pruning_group(root, pruner.prune_out_channels, list(range(n_channels)))
-        uses = self._read_uses(group)
+        try:
+            group = self._graph.get_pruning_group(root, pruner.prune_out_channels, list(range(n_channels)))
+            uses = self._read_uses(group)
+        except Exception as error:  # operations that torch-pruning takes for others break its index maps
+            uses = f"torch-pruning cannot follow its channels: {error!r:.160}"
         if isinstance(uses, str):
             taken[:] = True
             return uses

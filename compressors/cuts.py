@@ -48,6 +48,11 @@ class Coupling:
     #: (module path, attribute, amount for each unit) of the numbers that its code reads: heads, and their total width
     counts: tuple[tuple[str, str, int], ...] = ()
 
+    @property
+    def channels_per_unit(self) -> int:
+        """How many channels of the first producer go with one unit: several for heads and grouped convolutions."""
+        return int((self.uses[0].unit_of >= 0).sum()) // self.structure.n_units
+
 
 def clone_module(module: nn.Module) -> nn.Module:
     """Returns a copy that shares all tensors with the original: cutting it replaces them and changes none."""

@@ -90,10 +90,10 @@ def _make_group(tp: Any, module: nn.Module, coupling: Coupling) -> Any:
     # the first one decides how many scores there are, so it must hold all units
     for use in sorted(coupling.uses, key=lambda use: len(np.unique(use.unit_of[use.unit_of >= 0])), reverse=True):
         target = modules.get(use.path)
-        if target is None:  # a bare parameter, in which no criterion looks
+        node = None if target is None else tp.dependency.Node(target, None, use.path)
+        pruner = None if node is None else tp.pruner.function.PrunerBox.get(node.type)
+        if pruner is None:  # a bare parameter or a norm unknown to torch-pruning, in which no criterion looks
             continue
-        node = tp.dependency.Node(target, None, use.path)
-        pruner = tp.pruner.function.PrunerBox[node.type]
         change = pruner.prune_out_channels if use.side == "out" else pruner.prune_in_channels
         channels = np.flatnonzero(use.unit_of >= 0)
         group.add_dep(tp.dependency.Dependency(change, change, source=node, target=node), channels.tolist())

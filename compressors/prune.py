@@ -136,10 +136,9 @@ def _unknown(name: str, known: Mapping[str, object]) -> str:
 
 def _count(coupling: Coupling, choices: Mapping[str, Treatment], multiple: int) -> int:
     """Returns how many units stay; a unit of several channels brings a part of the multiple with it."""
-    n_units = coupling.structure.n_units
-    per_unit = int((coupling.uses[0].unit_of >= 0).sum()) // n_units
-    step = multiple // math.gcd(multiple, per_unit)
-    return count_kept(n_units, choices[coupling.structure.name].keep_channels, multiple=step)
+    structure = coupling.structure
+    step = multiple // math.gcd(multiple, coupling.channels_per_unit)
+    return count_kept(structure.n_units, choices[structure.name].keep_channels, multiple=step)
 
 
 def _goes_with(coupling: Coupling, gone: list[Block]) -> bool:

@@ -60,11 +60,14 @@ def find_structures(module: nn.Module, example_inputs: Mapping[str, torch.Tensor
 
 def describe_structures(found: FoundStructures) -> Iterator[str]:
     """Yields one line for each structure (what makes its channels → what reads them), then why others were dropped."""
+    per_unit = {c.structure.name: c.channels_per_unit for c in found.couplings if c.structure.kind == "channels"}
     for structure in found.structures:
         producers, readers = structure.layers[: structure.n_producers], structure.layers[structure.n_producers :]
         tail = f" → {_shorten(readers)}" if readers else ""
-        units = {"channels": f"{structure.n_units} channels", "heads": f"{structure.n_units} heads", "block": "whole"}
-        yield f"{structure.name}, {units[structure.kind]}: {_shorten(producers)}{tail}"
+        width = per_unit.get(structure.name, 1)
+        count = "whole" if structure.kind == "block" else f"{structure.n_units} {structure.kind}"
+        count = f"{structure.n_units} × {width} channels" if width > 1 else count
+        yield f"{structure.name}, {count}: {_shorten(producers)}{tail}"
     for name, reason in found.dropped:
         yield f"{name}: not on offer: {reason}"
 
