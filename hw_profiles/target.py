@@ -83,5 +83,7 @@ class Capabilities:
         if option in TECHNIQUE_KINDS:
             return None
         if kind not in self.quantize.get(option, frozenset()):
+            if option == "float32" and self.precisions == ("float32",):
+                return "the target computes in float32 anyway"
             return f"the target does not run {option} on {kind} layers"
         return None

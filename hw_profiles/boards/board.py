@@ -16,7 +16,7 @@ from ...core.names import describe_unknown
 from ...core.yaml_file import read_yaml
 from ..kernels.kernel_table import KernelTable
 from ..kernels.table_file import read_table
-from ..target import OPTION_KINDS, Capabilities
+from ..target import OPTION_KINDS, TECHNIQUE_KINDS, Capabilities
 from .fusion_rule import FusionRule, parse_rule
 from .strict_mapping import StrictMapping
 
@@ -26,9 +26,23 @@ SCHEMA = 1
 #: a board file larger than this is a mistake
 MAX_BOARD_BYTES = 1024 * 1024
 _KEYS = ("schema", "name", "table", "capabilities", "fusion", "constants", "error", "max_predicted_share")
+_CAPABILITY_KEYS = (
+    "quantize", "precisions", "default_precision", "activation_codes", "quantize_conv_outputs", "dynamic_form",
+    "size_only", "channel_multiple",
+)  # fmt: skip
 _PRECISIONS = ("float32", "bfloat16", "float16")
 _CODES = ("asymmetric", "symmetric", "symmetric_signed")
 _KIND = re.compile(r"[a-z_]+")
+_OPTION = re.compile(r"[a-z0-9_]+")
+#: Why a board cannot offer these: its outputs are computed by ONNX Runtime, and its kernels hold one float type.
+_REFUSED = {
+    "float8": "ONNX Runtime, which computes the outputs, runs no float8 layers",
+    "float32": "a board's kernels hold one type of floats; state its precisions instead",
+}
+#: what a board may call size only
+_NAMES = (*TECHNIQUE_KINDS, *(option for option in OPTION_KINDS if option not in ("none", *_REFUSED)))
+#: channel counts beyond this are no multiple that pruning could keep
+_MOST_CHANNELS = 1024
 
 
 @dataclass(frozen=True)
@@ -136,8 +150,7 @@ def _read_table(path: Path, name: str, where: str) -> KernelTable:
 
 
 def _parse_capabilities(content: dict[str, Any], where: str) -> Capabilities:
-    keys = ("quantize", "precisions", "default_precision", "activation_codes", "quantize_conv_outputs", "dynamic_form")
-    mapping = StrictMapping(content, keys, where)
+    mapping = StrictMapping(content, _CAPABILITY_KEYS, where)
     precisions = tuple(mapping.names("precisions", re.compile("|".join(_PRECISIONS)))) or ("float32",)
     if precisions[0] != "float32" or len(set(precisions)) < len(precisions):
         raise SpecError(f"{where}.precisions must begin with float32 and name none twice, got {', '.join(precisions)}")
@@ -148,13 +161,31 @@ def _parse_capabilities(content: dict[str, Any], where: str) -> Capabilities:
         activation_codes=mapping.choice("activation_codes", _CODES, default="asymmetric"),
         quantize_conv_outputs=mapping.boolean("quantize_conv_outputs", default=True),
         dynamic_form=mapping.choice("dynamic_form", ("operators", "weights"), default="operators"),
+        size_only=_parse_size_only(mapping.names("size_only", _OPTION), f"{where}.size_only"),
+        channel_multiple=_parse_multiple(mapping, where),
     )
+
+
+def _parse_size_only(names: list[str], where: str) -> frozenset[str]:
+    for name in names:
+        if name not in _NAMES:
+            raise SpecError(f"{where}: {describe_unknown('technique or quantize option', name, _NAMES)}")
+    return frozenset(names)
+
+
+def _parse_multiple(mapping: StrictMapping, where: str) -> int:
+    value = mapping.number("channel_multiple", default=1.0, maximum=_MOST_CHANNELS)
+    if value != int(value) or value < 1:
+        raise SpecError(f"{where}.channel_multiple must be a whole number from 1 to {_MOST_CHANNELS}, got {value:g}")
+    return int(value)
 
 
 def _parse_options(content: dict[str, Any], where: str) -> dict[str, frozenset[str]]:
     options = {"none": OPTION_KINDS["none"]}
     mapping = StrictMapping(content, tuple(OPTION_KINDS), where)
     for option in content:
+        if option in _REFUSED:
+            raise SpecError(f"{where}.{option}: {_REFUSED[option]}")
         for kind in mapping.names(option, _KIND):
             if kind not in OPTION_KINDS[option]:
                 raise SpecError(f"{where}.{option}: {describe_unknown('layer kind', kind, OPTION_KINDS[option])}")

@@ -51,6 +51,14 @@ def test_all_that_is_stated_is_read(write):
     assert RELU in board.table
 
 
+def test_what_only_shrinks_a_file_and_what_channels_are_filled_up_to_is_read(write):
+    stated = load_board(write(capabilities={"size_only": ["cluster", "int8_weight"], "channel_multiple": 16}))
+    assert stated.capabilities.size_only == {"cluster", "int8_weight"}
+    assert stated.capabilities.channel_multiple == 16
+    silent = load_board(write(capabilities={})).capabilities
+    assert (silent.size_only, silent.channel_multiple) == (frozenset(), 1)
+
+
 def test_json_is_yaml(write):
     path = write()
     path.write_text('{"name": "a board", "table": "board.jsonl"}')
@@ -86,6 +94,17 @@ def test_the_digest_follows_the_file_and_the_table(write, tmp_path):
         ({"capabilities": {"precisions": ["float7"]}}, r"precisions\[0\]: 'float7'"),
         ({"capabilities": {"activation_codes": "odd"}}, "activation_codes must be one of asymmetric"),
         ({"capabilities": {"dynamic_form": "odd"}}, "dynamic_form must be one of operators, weights"),
+        ({"capabilities": {"quantize": {"float8": ["conv"]}}}, "float8: ONNX Runtime, .* runs no float8 layers"),
+        ({"capabilities": {"quantize": {"float32": ["conv"]}}}, "float32: .* one type of floats"),
+        ({"capabilities": {"size_only": ["clutser"]}}, r"unknown technique or quantize option 'clutser'; did you mean"),
+        ({"capabilities": {"size_only": ["none"]}}, "unknown technique or quantize option 'none'"),
+        ({"capabilities": {"size_only": ["float8"]}}, "unknown technique or quantize option 'float8'"),
+        ({"capabilities": {"size_only": "cluster"}}, "size_only must be a list"),
+        ({"capabilities": {"size_only": [1]}}, r"size_only\[0\]: 1 is not a name"),
+        ({"capabilities": {"channel_multiple": 0}}, "channel_multiple must be a whole number from 1 to 1024, got 0"),
+        ({"capabilities": {"channel_multiple": 1.5}}, "channel_multiple must be a whole number"),
+        ({"capabilities": {"channel_multiple": 2048}}, "channel_multiple must be a number from 0 to 1024"),
+        ({"capabilities": {"channel_multiple": True}}, "channel_multiple must be a number"),
         ({"fusion": {"patterns": ["Conv >"]}}, r"fusion\.patterns\[0\] 'Conv >', stage 2"),
         ({"constants": {"inference_ms": 1}}, r"unknown key 'inference_ms'; did you mean 'inference_us'\?"),
         ({"constants": {"kernel_us": -1}}, "kernel_us must be a number from 0"),
