@@ -224,21 +224,21 @@ def n_channel_groups(module: object) -> int:
     """Returns how many equal groups of channels a module treats apart, each of which must lose equally many."""
     if isinstance(module, nn.GroupNorm):
         return int(module.num_groups)
-    if isinstance(module, _CONVOLUTIONS) and not _is_depthwise(module):
+    if isinstance(module, _CONVOLUTIONS) and not is_depthwise(module):
         return int(module.groups)
     return 1
 
 
-def _is_depthwise(module: nn.Module) -> bool:
-    return bool(1 < module.groups == module.in_channels == module.out_channels)
+def is_depthwise(module: object) -> bool:
+    """Whether a module is a convolution that keeps all channels apart, so that its inputs go with its outputs."""
+    is_convolution = isinstance(module, _CONVOLUTIONS)
+    return is_convolution and bool(1 < module.groups == module.in_channels == module.out_channels)
 
 
 def _tensors_of(module: nn.Module, side: str) -> Iterator[tuple[str, int, int]]:
     """Yields (tensor name, axis, groups that share that axis) for one side of a module."""
     if isinstance(module, _CONVOLUTIONS):
-        is_first = (side == "out") != module.transposed or _is_depthwise(
-            module
-        )  # a transposed one is (in, out / group)
+        is_first = (side == "out") != module.transposed or is_depthwise(module)  # a transposed one is (in, out / group)
         found = [("weight", 0, 1)] if is_first else [("weight", 1, module.groups)]
         found += [("bias", 0, 1)] if side == "out" else []
     elif isinstance(module, nn.Linear):
@@ -251,7 +251,7 @@ def _tensors_of(module: nn.Module, side: str) -> Iterator[tuple[str, int, int]]:
 
 
 def _resize(module: nn.Module, side: str, n: int) -> None:
-    if isinstance(module, _CONVOLUTIONS) and _is_depthwise(module):
+    if is_depthwise(module):
         module.in_channels = module.out_channels = module.groups = n
         return
     for kinds, out, into in _SIZES:

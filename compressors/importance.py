@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core.errors import PolicyError
 from .couplings import load_torch_pruning
-from .cuts import Coupling, Use
+from .cuts import Coupling, Use, is_depthwise
 
 #: yields the loss of a few batches of a module, each with its graph
 Losses = Callable[[nn.Module], Iterable[torch.Tensor]]
@@ -23,7 +23,8 @@ def score_units(
 ) -> list[np.ndarray]:
     """Returns for each coupling (n_units,) float64 scores; a unit of several channels has the sum of theirs.
 
-    Each score is the mean over the layers in which the unit stands:
+    Each score is the mean over the layers in which the unit stands, of which embeddings and depthwise convolutions have
+    no vote:
 
     - ``magnitude``: the squares of the weights (Li et al., https://arxiv.org/abs/1608.08710, with p = 2 over all layers
       of a group as in Fang et al., https://arxiv.org/abs/2301.12900).
@@ -62,7 +63,7 @@ def score_units(
 def _check(scores: np.ndarray | None, coupling: Coupling, criterion: str) -> np.ndarray:
     name = coupling.structure.name
     if scores is None:
-        needs = "a batch norm with a scale" if criterion == "bn_scale" else "layers with weights"
+        needs = "a batch norm with a scale" if criterion == "bn_scale" else "a convolution or linear layer"
         raise PolicyError(f"importance {criterion} needs {needs}, and {name} has none; choose another importance")
     if not np.isfinite(scores).all():
         raise PolicyError(f"importance {criterion} of {name} is not finite; look for NaN in the weights or the losses")
@@ -117,16 +118,12 @@ def _distances_to_others(module: nn.Module, coupling: Coupling) -> np.ndarray | 
 
 def _filters(target: object, use: Use) -> torch.Tensor | None:
     """Returns (n_channels of the structure, n_weights) float64."""
-    if isinstance(target, nn.modules.conv._ConvNd) and target.transposed:
-        if target.groups > 1:
-            return None
-        weight = target.weight.transpose(0, 1)
-    elif isinstance(target, nn.modules.conv._ConvNd | nn.Linear):
-        weight = target.weight
-    elif isinstance(target, nn.Embedding):
-        weight = target.weight.t()
-    else:
+    if not isinstance(target, nn.modules.conv._ConvNd | nn.Linear) or is_depthwise(target):
         return None
+    is_turned = getattr(target, "transposed", False)
+    if is_turned and target.groups > 1:  # it holds the filters of one group only
+        return None
+    weight = target.weight.transpose(0, 1) if is_turned else target.weight
     rows: torch.Tensor = weight.detach().flatten(1).double()
     return rows[torch.from_numpy(np.flatnonzero(use.unit_of >= 0)).to(rows.device)]
 
