@@ -17,10 +17,15 @@ _INTEGER_KINDS = frozenset({"conv", "depthwise_conv", "linear"})
 #: No figures of ours stand behind the capabilities of these providers, for none of them runs on the machines that
 #: Trimtab was measured on. They say what the providers document: which of them have integer kernels for explicit
 #: QDQ, and with which codes. The rest computes in floating point and is offered smaller files only.
-_FLOAT = Capabilities(quantize={"none": _EVERY_KIND, "float16": _EVERY_KIND})
-_QDQ = Capabilities(quantize={"none": _EVERY_KIND, "int8": _INTEGER_KINDS})
+#: ONNX Runtime computes what depends on constants alone before a provider sees the graph, which unpacks such weights.
+_SIZE_ONLY = frozenset({"cluster", "binarize", "float16"})
+_FLOAT = Capabilities(quantize={"none": _EVERY_KIND, "float16": _EVERY_KIND}, size_only=_SIZE_ONLY)
+_QDQ = Capabilities(quantize={"none": _EVERY_KIND, "int8": _INTEGER_KINDS}, size_only=_SIZE_ONLY)
 _QDQ_SYMMETRIC = Capabilities(
-    quantize={"none": _EVERY_KIND, "int8": _INTEGER_KINDS}, activation_codes="symmetric", quantize_conv_outputs=False
+    quantize={"none": _EVERY_KIND, "int8": _INTEGER_KINDS},
+    activation_codes="symmetric",
+    quantize_conv_outputs=False,
+    size_only=_SIZE_ONLY,
 )
 
 

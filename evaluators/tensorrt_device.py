@@ -15,7 +15,7 @@ from ..hw_profiles.profile import HardwareProfile
 from ..hw_profiles.target import Capabilities, Target
 from .gpu import identify_gpu
 from .graph_inputs import GraphInput, check_inputs, read_inputs
-from .tensorrt_rules import check_tensorrt_rules
+from .tensorrt_rules import check_tensorrt_rules, find_codes
 
 if TYPE_CHECKING:
     from .tensorrt_engine import Engine
@@ -26,21 +26,31 @@ _MOST_VIOLATIONS = 3
 #: What TensorRT's documentation says of explicit quantisation ("Working with Quantized Types"), not measured by us:
 #: codes are signed and symmetric; convolutions and matrix products run as integers where both factors are quantised,
 #: with a float bias, and need no quantised output. int8 weights alone, dynamic ranges and MatMulNBits are not there.
+#: float8 (E4M3) is quantised the same way from compute capability 8.9 (Ada, Hopper) on; convolutions with groups have
+#: no kernels for it. Codebooks, signs and halves are unpacked while the engine is built. Zeros in the pattern 2:4 have
+#: kernels of their own, so that sparse weights are not size only. Tensor cores take 16 bytes of channels at a time.
 _EVERY_KIND = frozenset({"conv", "depthwise_conv", "linear", "embedding"})
-_CAPABILITIES = Capabilities(
-    quantize={"none": _EVERY_KIND, "int8": frozenset({"conv", "depthwise_conv", "linear"}), "float16": _EVERY_KIND},
-    activation_codes="symmetric_signed",
-    quantize_conv_outputs=False,
-)
+_QUANTIZE = {"none": _EVERY_KIND, "int8": frozenset({"conv", "depthwise_conv", "linear"}), "float16": _EVERY_KIND}
+_FLOAT8 = {"float8": frozenset({"conv", "linear"})}
+_FIRST_WITH_FLOAT8 = (8, 9)
 
 
-def tensorrt_capabilities(precisions: tuple[str, ...] = ("float32",)) -> Capabilities:
-    """Returns what TensorRT accepts, whether or not it is installed."""
+def tensorrt_capabilities(
+    precisions: tuple[str, ...] = ("float32",), *, compute_capability: tuple[int, int] = (0, 0)
+) -> Capabilities:
+    """Returns what TensorRT accepts, whether or not it is installed.
+
+    Args:
+        precisions: what the release builds in.
+        compute_capability: of the GPU, which decides on float8.
+    """
     return Capabilities(
-        quantize=_CAPABILITIES.quantize,
+        quantize={**_QUANTIZE, **_FLOAT8} if compute_capability >= _FIRST_WITH_FLOAT8 else _QUANTIZE,
         precisions=precisions,
-        activation_codes=_CAPABILITIES.activation_codes,
-        quantize_conv_outputs=_CAPABILITIES.quantize_conv_outputs,
+        activation_codes="symmetric_signed",
+        quantize_conv_outputs=False,
+        size_only=frozenset({"cluster", "binarize", "float16"}),
+        channel_multiple=16,
     )
 
 
@@ -61,7 +71,8 @@ class TensorRtDevice:
 
         self.target = target
         precisions = [name for name in ("float32", "float16", "bfloat16") if offers_precision(name)]
-        self.capabilities = tensorrt_capabilities(tuple(precisions))
+        found = self._torch.cuda.get_device_capability(0)
+        self.capabilities = tensorrt_capabilities(tuple(precisions), compute_capability=found)
 
     def identify(self) -> HardwareProfile:
         """Returns this machine's GPU under this version of TensorRT."""
@@ -80,15 +91,17 @@ class TensorRtDevice:
             raise MeasurementError("tensorrt is told one precision for all layers, and keeps no single ones in float32")
         try:
             inputs = read_inputs(onnx.load_model_from_string(artifact.model).graph)
-            violations = check_tensorrt_rules(artifact.model)
+            violations, codes = check_tensorrt_rules(artifact.model), find_codes(artifact.model)
         except Exception as error:  # protobuf raises several types
             raise MeasurementError(f"tensorrt cannot read the model: {error}") from error
         if violations:
             shown = "; ".join(violations[:_MOST_VIOLATIONS])
             raise MeasurementError(f"the graph breaks {len(violations)} of TensorRT's rules: {shown}")
+        if len(codes) > 1 and artifact.precision != "float32":
+            raise MeasurementError(f"tensorrt mixes int8 and float8 beside float32 only, got {artifact.precision}")
         from .tensorrt_engine import EngineOrder, build_engine
 
-        order = EngineOrder(self.target.batch_size, artifact.precision, inputs, self._timing_cache())
+        order = EngineOrder(self.target.batch_size, artifact.precision, inputs, codes, self._timing_cache())
         return TensorRtExecutable(build_engine(artifact.model, order), inputs)
 
     def _timing_cache(self) -> Path:

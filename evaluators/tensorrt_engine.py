@@ -47,6 +47,8 @@ class EngineOrder:
     #: float32, or what the builder may use besides
     precision: str
     inputs: tuple[GraphInput, ...]
+    #: what activations are quantised to: int8, float8 or both
+    codes: frozenset[str]
     #: where measured times of kernels are kept between builds; one file per GPU and version
     timing_cache: Path
 
@@ -124,10 +126,12 @@ def _set_up(config: trt.IBuilderConfig, order: EngineOrder) -> None:
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     # TF32 keeps 10 bits of the factors: not the precision that was asked for
     config.clear_flag(trt.BuilderFlag.TF32)
+    # lets the builder time the kernels for zeros in the pattern 2:4 where it finds them
+    config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
     if order.precision != "float32":
         config.set_flag(getattr(trt.BuilderFlag, _PRECISION_FLAGS[order.precision]))
-        # a weakly typed network runs QuantizeLinear and DequantizeLinear with this flag only
-        config.set_flag(trt.BuilderFlag.INT8)
+        # a weakly typed network runs QuantizeLinear and DequantizeLinear with one of these flags only
+        config.set_flag(trt.BuilderFlag.FP8 if "float8" in order.codes else trt.BuilderFlag.INT8)
 
 
 def _make_profile(builder: trt.Builder, order: EngineOrder) -> trt.IOptimizationProfile | None:

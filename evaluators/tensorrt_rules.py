@@ -1,11 +1,14 @@
 """What TensorRT asks of a quantised ONNX graph, checked without TensorRT.
 
-Sources: "Working with Quantized Types" of the TensorRT documentation (symmetric quantisation, signed codes, INT4 for
-weights alone), the importers of onnx-tensorrt (`QuantDequantLinearHelper`: positive scales, zero points all 0, as many
-scales as there are channels, several scales for weights only) and its table of operators. An int32 bias behind
-DequantizeLinear ends in "only activation types allowed as input to this layer" (onnxruntime issue 14229).
+Sources: "Working with Quantized Types" of the TensorRT documentation (symmetric quantisation, signed codes, FP8 in the
+form E4M3, INT4 for weights alone), the importers of onnx-tensorrt (`QuantDequantLinearHelper`: positive scales, zero
+points all 0, as many scales as there are channels, several scales for weights only) and its table of operators. An
+int32 bias behind DequantizeLinear ends in "only activation types allowed as input to this layer" (onnxruntime issue
+14229). Release notes of 10.13.3, limitations: no optimised FP8 convolutions with groups, none with kernels of more than
+32 elements.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -19,6 +22,12 @@ _FOREIGN_OPERATORS = frozenset({
 })  # fmt: skip
 
 _DEFAULT_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
+
+#: Codes of which both factors of a product have to be, and what they are called
+_CODES = {TensorProto.INT8: "int8", TensorProto.FLOAT8E4M3FN: "float8"}
+
+#: elements of the largest kernel of a convolution in float8
+_LARGEST_KERNEL = 32
 
 #: operators with a weight → (position of the weight, axis of its output channels)
 _WEIGHTED = {"Conv": (1, 0), "ConvTranspose": (1, 1), "MatMul": (1, 1), "Gemm": (1, 1)}
@@ -41,7 +50,19 @@ def check_tensorrt_rules(model: bytes) -> list[str]:
             violations += _check_channels(node, graph)
         elif node.op_type in _WEIGHTED:
             violations += _check_pair(node, graph)
+            violations += _check_kernel(node, graph)
     return violations
+
+
+def find_codes(model: bytes) -> frozenset[str]:
+    """Returns the codes that a model's activations are quantised to: ``int8``, ``float8``.
+
+    Args:
+        model: a serialised ONNX model.
+    """
+    graph = _Graph(onnx.load_model_from_string(model).graph)
+    kinds = {_code_type(node, graph) for node in graph.proto.node if node.op_type == "QuantizeLinear"}
+    return frozenset(_CODES[kind] for kind in kinds if kind in _CODES)
 
 
 @dataclass
@@ -101,13 +122,13 @@ def _check_zero_point(node: onnx.NodeProto, graph: _Graph) -> Iterator[str]:
 
 
 def _check_codes(node: onnx.NodeProto, graph: _Graph) -> Iterator[str]:
-    """Codes are int8, or int4 for weights; a quantiser is read by dequantisers only."""
+    """Codes are int8 or float8, or int4 for weights; a quantiser is read by dequantisers only."""
     kind = _code_type(node, graph)
     is_weight = node.op_type == "DequantizeLinear" and node.input[0] in graph.constants
-    allowed = (TensorProto.INT8, TensorProto.INT4) if is_weight else (TensorProto.INT8,)
+    allowed = (*_CODES, TensorProto.INT4) if is_weight else tuple(_CODES)
     if kind not in allowed:
         name = TensorProto.DataType.Name(kind)
-        yield f"{_name(node)}: codes must be signed, int8 (weights alone also int4), got {name}"
+        yield f"{_name(node)}: codes must be signed, int8 or float8 (weights alone also int4), got {name}"
     if node.op_type == "QuantizeLinear":
         for reader in graph.readers.get(node.output[0], []):
             if reader.op_type != "DequantizeLinear":
@@ -148,15 +169,32 @@ def _check_channels(node: onnx.NodeProto, graph: _Graph) -> Iterator[str]:
 
 
 def _check_pair(node: onnx.NodeProto, graph: _Graph) -> Iterator[str]:
-    """A layer runs as integers when both factors are int8; its bias stays in floating point."""
+    """A layer runs in codes when both factors have the same; its bias stays in floating point."""
     weight = graph.dequantizer(node.input[_WEIGHTED[node.op_type][0]])
     data = graph.dequantizer(node.input[0])
     if weight is not None and weight.input[0] in graph.constants:
-        is_int8 = graph.constants[weight.input[0]].data_type == TensorProto.INT8
-        if is_int8 and (data is None or data.input[0] in graph.constants):
-            yield f"{_name(node)}: an int8 weight needs an int8 input, for only int4 is quantised alone"
+        kind = graph.constants[weight.input[0]].data_type
+        same = data is not None and data.input[0] not in graph.constants and _code_type(data, graph) == kind
+        if kind in _CODES and not same:
+            codes = _CODES[kind]
+            yield f"{_name(node)}: {codes} weights need {codes} inputs, for only int4 is quantised alone"
     if len(node.input) > 2 and graph.dequantizer(node.input[2]) is not None:
         yield f"{_name(node)}: the bias must be floating point, got a DequantizeLinear"
+
+
+def _check_kernel(node: onnx.NodeProto, graph: _Graph) -> Iterator[str]:
+    """Convolutions in float8 have kernels of their own for one group and small windows only."""
+    weight = graph.dequantizer(node.input[1])
+    if node.op_type != "Conv" or weight is None or weight.input[0] not in graph.constants:
+        return
+    stored = graph.constants[weight.input[0]]
+    if stored.data_type != TensorProto.FLOAT8E4M3FN:
+        return
+    if _attribute(node, "group", 1) > 1:
+        yield f"{_name(node)}: float8 convolutions have one group, got {_attribute(node, 'group', 1)}; take int8"
+    n_elements = math.prod(stored.dims[2:])
+    if n_elements > _LARGEST_KERNEL:
+        yield f"{_name(node)}: float8 kernels have at most {_LARGEST_KERNEL} elements, got {n_elements}; take int8"
 
 
 def _output_axis(node: onnx.NodeProto) -> int:

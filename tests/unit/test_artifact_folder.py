@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -79,6 +80,26 @@ def test_a_failure_between_taking_the_old_away_and_putting_the_new_in_brings_the
         write_artifact(tmp_path / "artifact", replace(parts[0], model=b"another"), *parts[1:])
     assert (tmp_path / "artifact" / "model.onnx").read_bytes() == parts[0].model
     assert names(tmp_path) == ["artifact"]
+
+
+def test_the_manifest_says_how_the_runtime_must_be_set(tmp_path, parts):
+    artifact = replace(parts[0], precision="bfloat16", dynamic_activations=True, full_precision=("w2",))
+    write_artifact(tmp_path / "artifact", artifact, *parts[1:])
+    found = read_manifest(tmp_path / "artifact")
+    assert (found.precision, found.dynamic_activations, found.full_precision) == ("bfloat16", True, ("w2",))
+
+
+def test_the_openvino_files_mark_the_layers_that_stay_in_float32(tmp_path, parts):
+    write_artifact(tmp_path / "artifact", *parts)
+    artifact = replace(parts[0], precision="bfloat16", full_precision=("w2",))
+    for made, n_marked in ((parts[0], 0), (artifact, 1)):
+        artifact_folder.write_openvino_ir(tmp_path / "artifact", made)
+        parsed = ElementTree.parse(tmp_path / "artifact" / "model.xml")  # noqa: S314 - our own file
+        layers = parsed.getroot().find("layers")
+        products = [layer for layer in layers if layer.get("type") == "MatMul"]
+        marks = [layer.find("rt_info/attribute[@name='DisablePrecisionConversion']") for layer in products]
+        assert len(products) == 2
+        assert sum(mark is not None for mark in marks) == n_marked
 
 
 def test_the_openvino_files_are_digested_too(tmp_path, parts):

@@ -16,6 +16,7 @@ MANIFEST = Manifest(
     dynamic_activations=True,
     promise=Promise(MEASUREMENT, "test", 0.001),
     profile={"device": "a processor"},
+    full_precision=("layer1.0.conv1", "fc"),
 )
 
 
@@ -34,8 +35,24 @@ def test_everything_comes_back(folder):
         "model.onnx": "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824",
         "policy.json": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
     }
-    for name in ("target", "precision", "dynamic_activations", "promise", "profile"):
+    for name in ("target", "precision", "dynamic_activations", "full_precision", "promise", "profile"):
         assert getattr(found, name) == getattr(MANIFEST, name)
+
+
+def test_a_manifest_that_knows_no_layers_in_full_precision_has_none(folder):
+    content = json.loads((folder / "manifest.json").read_text())
+    del content["runtime"]["full_precision"]
+    (folder / "manifest.json").write_text(json.dumps(content))
+    assert read_manifest(folder).full_precision == ()
+
+
+@pytest.mark.parametrize("value", ["fc", [1], {"fc": 1}, None])
+def test_layers_in_full_precision_are_a_list_of_names(folder, value):
+    content = json.loads((folder / "manifest.json").read_text())
+    content["runtime"]["full_precision"] = value
+    (folder / "manifest.json").write_text(json.dumps(content))
+    with pytest.raises(ArtifactError, match="full_precision must be a list of layers' names"):
+        read_manifest(folder)
 
 
 def test_files_that_are_as_they_were_pass(folder):

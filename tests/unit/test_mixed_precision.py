@@ -1,14 +1,17 @@
 """Single layers in float32 inside a bfloat16 graph: what OpenVINO reports of them, and what they compute."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from onnx import TensorProto, helper, numpy_helper
 from trimtab.compressors.artifact import Artifact
 from trimtab.core.errors import MeasurementError
 from trimtab.evaluators.device import build_device
 from trimtab.evaluators.openvino_precision import check_pins, pin_layers
+from trimtab.experiments.spec_file import find_spec
 from trimtab.hw_profiles.target import Target
 
 openvino = pytest.importorskip("openvino")
@@ -201,9 +204,20 @@ def test_layers_can_stay_in_float32_where_they_would_not_be_anyway(device):
     assert capabilities.why_not("float32", "conv") is not None
 
 
-@pytest.mark.parametrize("runtime", ["torch"])
-def test_runtimes_that_cannot_mix_precisions_say_so(runtime):
-    device = build_device(Target(runtime))
+@pytest.fixture
+def board(tmp_path):
+    """The path of a board file that computes in bfloat16 too."""
+    example = Path(find_spec("digits-board")).parent / "boards"
+    (tmp_path / "xeon.jsonl").write_bytes((example / "xeon.jsonl").read_bytes())
+    content = yaml.safe_load((example / "xeon.yaml").read_text())
+    content["capabilities"]["precisions"] = ["float32", "bfloat16"]
+    (tmp_path / "board.yaml").write_text(yaml.safe_dump(content))
+    return str(tmp_path / "board.yaml")
+
+
+@pytest.mark.parametrize("runtime", ["lut", "torch"])
+def test_runtimes_that_cannot_mix_precisions_say_so(runtime, board):
+    device = build_device(Target(runtime, device=board if runtime == "lut" else "cpu"))
     artifact, batch, _ = sensitive_network("sequence")
     if "bfloat16" not in device.capabilities.precisions:
         pytest.skip("this processor does not compute in bfloat16")
