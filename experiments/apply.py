@@ -80,13 +80,12 @@ def apply(
     device = build_recorded_device(file.target)
     _check_precision(file, device)
     check_batch(source, device)
-    calibration = source.sample if dataset is None else dataset.calibration.inputs
     _check_data(file, dataset)
+    calibration = source.sample if dataset is None else dataset.calibration.inputs
     prepared = prepare_model(source, calibration, fusions=("none", file.policy.graph.fusion))
     file.check_fit(prepared.layers)
     prepared = _with_structures(file, prepared)
-    training = _training(file, dataset, prepared, options)
-    pipeline = Pipeline(prepared, device.capabilities, training)
+    pipeline = Pipeline(prepared, device.capabilities, _training(file, dataset, prepared, options))
     stage = pipeline.stage_of(pipeline.shape_of(file.layer_treatments, file.policy.recovery))
     if dataset is None:
         _check_ranges(file, stage)
@@ -94,9 +93,8 @@ def apply(
     elif file.ranges:
         file = replace(file, ranges=stage.ranges(file.policy.graph))
     artifact = pipeline.build(file.layer_treatments, file.policy.graph, file.policy.recovery)
-    original = pipeline.build({}, GraphTreatment())
     batch = _example_batch(source, dataset, device)
-    promise = _measure(device, original, artifact, batch, dataset)
+    promise = _measure(device, pipeline.build({}, GraphTreatment()), artifact, batch, dataset)
     manifest = Manifest(
         target=file.target,
         precision=artifact.precision,

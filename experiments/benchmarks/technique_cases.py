@@ -114,7 +114,7 @@ MINILM = Subject(
     recovery=Recovery("distill", epochs=0.5, batch_size=32, learning_rate=5e-5),
     n_test=500,
     cases=(
-        *_alone("prune", "prune", "channels:*", ("0.25", "0.5", "0.75")),
+        *_alone("prune", "prune", "channels:*.intermediate.dense", ("0.25", "0.5", "0.75")),
         *_alone("prune", "prune", "heads:*", ("0.25", "0.5")),
         Case("prune", "drop every third layer", (("block:*.[25]", "prune", "1"),)),
         *_alone("low_rank", "low_rank", _ENCODER, ("0.75", "0.5", "0.25")),
@@ -126,7 +126,7 @@ MINILM = Subject(
         Case("quantize", "int8 smooth", (("kind:linear", "quantize", "int8"),), GraphTreatment(equalization="smooth")),
         Case("quantize", "int4_weight compensated", (("kind:linear", "quantize", "int4_weight"),), _REFINED),
         Case("hybrid", "prune 0.5 + int8_dynamic",
-             (("channels:*", "prune", "0.5"), ("kind:linear", "quantize", "int8_dynamic"))),
+             (("channels:*.intermediate.dense", "prune", "0.5"), ("kind:linear", "quantize", "int8_dynamic"))),
         Case("hybrid", "cluster 16 + int8", (("*", "cluster", "16"), ("kind:linear", "quantize", "int8"))),
         Case("hybrid", "low_rank 0.5 + int8_dynamic",
              ((_ENCODER, "low_rank", "0.5"), ("kind:linear", "quantize", "int8_dynamic"))),
