@@ -8,11 +8,14 @@ import pytest
 import yaml
 from onnx import TensorProto, helper, numpy_helper
 from trimtab.compressors.artifact import Artifact
+from trimtab.compressors.pipeline import Pipeline
 from trimtab.core.errors import MeasurementError
 from trimtab.evaluators.device import build_device
 from trimtab.evaluators.openvino_precision import check_pins, pin_layers
 from trimtab.experiments.spec_file import find_spec
 from trimtab.hw_profiles.target import Target
+from trimtab.spaces.policy import GraphTreatment
+from trimtab.spaces.treatment import Treatment
 
 openvino = pytest.importorskip("openvino")
 
@@ -101,7 +104,7 @@ def precisions(device, artifact):
     """The precision that the runtime reports for each convolution and matrix product, in order."""
     model = device._compiler(artifact)().get_runtime_model()
     facts = [node.get_rt_info() for node in model.get_ordered_ops()]
-    products = ("Convolution", "FullyConnected", "MatMul", "Subgraph")
+    products = ("Convolution", "FullyConnected", "MatMul")
     return [fact["runtimePrecision"].value for fact in facts if fact["layerType"].value in products]
 
 
@@ -225,3 +228,16 @@ def test_runtimes_that_cannot_mix_precisions_say_so(runtime, board):
         device.load(replace(artifact, full_precision=("middle",)))
     same = replace(artifact, precision="float32", full_precision=("middle",))
     assert device.load(same).run(batch)[0].shape == (1, 12, 16)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("cnn", "point"), ("cnn", "depthwise.0"), ("transformer", "up")])
+@pytest.mark.parametrize("storage", [{}, {"weight_dtype": "int8"}, {"clusters": 16}, {"binary": "ternary"}])
+def test_what_the_pipeline_pins_the_device_finds(device, prepared, name, layer, storage):
+    pipeline = Pipeline(prepared[name], device.capabilities)
+    treatments = {layer: Treatment(compute_dtype="float32", **storage)}
+    artifact = pipeline.build(treatments, GraphTreatment(precision="bfloat16"))
+    assert artifact.full_precision == (layer,)
+    found = precisions(device, artifact)
+    assert found.count("f32") == 1
+    assert "bf16" in found
+    assert not pipeline.build(treatments, GraphTreatment()).mixes_precisions
