@@ -252,8 +252,8 @@ def _find_owner(
     path = _common_parent(producers)
     while True:
         owner = modules[path]
-        counts = {name: n for name in HEAD_COUNTS if _divides(n := getattr(owner, name, None), n_channels)}
-        widths = [n_channels // n for name in _HEAD_WIDTHS if _divides(n := getattr(owner, name, None), n_channels)]
+        counts = {name: n for name in HEAD_COUNTS if (n := _divisor(owner, name, n_channels))}
+        widths = [n_channels // n for name in _HEAD_WIDTHS if (n := _divisor(owner, name, n_channels))]
         if counts or widths:
             n_heads = next(iter(counts.values())) if counts else widths[0]
             return path, [name for name, n in counts.items() if n == n_heads], n_heads
@@ -262,8 +262,12 @@ def _find_owner(
         path = path.rpartition(".")[0]
 
 
-def _divides(value: object, n_channels: int) -> bool:
-    return isinstance(value, int) and 1 < value < n_channels and n_channels % value == 0
+def _divisor(owner: nn.Module, name: str, n_channels: int) -> int:
+    """Returns an attribute that divides the channels into several equal parts of several channels; 0 for all else."""
+    value = getattr(owner, name, None)
+    if isinstance(value, int) and 1 < value < n_channels and n_channels % value == 0:
+        return value
+    return 0
 
 
 def _common_parent(paths: tuple[str, ...]) -> str:

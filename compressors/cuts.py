@@ -231,8 +231,9 @@ def n_channel_groups(module: object) -> int:
 
 def is_depthwise(module: object) -> bool:
     """Whether a module is a convolution that keeps all channels apart, so that its inputs go with its outputs."""
-    is_convolution = isinstance(module, _CONVOLUTIONS)
-    return is_convolution and bool(1 < module.groups == module.in_channels == module.out_channels)
+    if not isinstance(module, nn.Module) or not isinstance(module, _CONVOLUTIONS):
+        return False
+    return bool(1 < module.groups == module.in_channels == module.out_channels)
 
 
 def _tensors_of(module: nn.Module, side: str) -> Iterator[tuple[str, int, int]]:
@@ -276,6 +277,8 @@ _SIZES: tuple[tuple[tuple[type, ...], str, str], ...] = (
 def _select(tensor: torch.Tensor, axes: Mapping[int, np.ndarray]) -> torch.Tensor:
     smaller = tensor.detach()
     for axis, index in axes.items():
+        if index.max(initial=0) >= tensor.shape[axis]:  # on a GPU, torch would not raise but break off
+            raise ValueError(f"channel {index.max()} is asked of {tensor.shape[axis]}")
         smaller = smaller.index_select(axis, torch.from_numpy(index).to(tensor.device))
     return _like(tensor, smaller)
 

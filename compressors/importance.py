@@ -80,7 +80,12 @@ def _ask_torch_pruning(module: nn.Module, coupling: Coupling, criterion: str) ->
         # it reads the mean of the squared gradients from .grad; its own sum over samples keeps only the last of them
         "fisher": lambda: kinds.GroupHessianImportance(normalizer=None),
     }[criterion]()
-    found = measure(_make_group(tp, module, coupling))
+    group = _make_group(tp, module, coupling)
+    try:
+        found = measure(group)
+    except (IndexError, RuntimeError) as error:  # it knows no grouped transposed convolutions
+        name = coupling.structure.name
+        raise PolicyError(f"importance {criterion} cannot be had for {name}: {error!r:.160}") from error
     return None if found is None else found[: coupling.structure.n_units].double().cpu().numpy()
 
 
@@ -120,10 +125,10 @@ def _filters(target: object, use: Use) -> torch.Tensor | None:
     """Returns (n_channels of the structure, n_weights) float64."""
     if not isinstance(target, nn.modules.conv._ConvNd | nn.Linear) or is_depthwise(target):
         return None
-    is_turned = getattr(target, "transposed", False)
-    if is_turned and target.groups > 1:  # it holds the filters of one group only
-        return None
-    weight = target.weight.transpose(0, 1) if is_turned else target.weight
+    weight = target.weight
+    if getattr(target, "transposed", False):  # (in, out / group, *kernel)
+        apart = weight.reshape(target.groups, -1, *weight.shape[1:]).transpose(1, 2)
+        weight = apart.reshape(target.out_channels, -1)
     rows: torch.Tensor = weight.detach().flatten(1).double()
     return rows[torch.from_numpy(np.flatnonzero(use.unit_of >= 0)).to(rows.device)]
 

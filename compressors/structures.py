@@ -30,7 +30,7 @@ class FoundStructures:
     @cached_property
     def structures(self) -> tuple[Structure, ...]:
         """Channels and heads in the order in which they are computed, then blocks."""
-        return tuple(found.structure for found in (*self.couplings, *self.blocks))
+        return (*(found.structure for found in self.couplings), *(found.structure for found in self.blocks))
 
 
 #: module → (its shapes, what was found): finding takes seconds, and every policy of a model needs the same

@@ -43,28 +43,28 @@ def make_probe(module: nn.Module, example_inputs: Mapping[str, torch.Tensor]) ->
     """Copies the model, in double precision where it runs in that.
 
     Args:
-        module: the model.
+        module: the model; it is left as it is.
         example_inputs: forward argument → (batch, …) tensor.
 
     Raises:
         Exception: whatever the model raises on its example inputs.
     """
-    for dtype in (torch.float64, torch.float32):
-        copy = deepcopy(module).eval().to(dtype)
-        for parameter in copy.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
-        inputs = {name: _sample(tensor, dtype) for name, tensor in example_inputs.items()}
-        try:
-            outputs = _run(copy, inputs)
-        except Exception:  # forward code that names float32 raises anything in another precision
-            if dtype is torch.float32:
-                raise
-            continue
-        if not all(bool(o.isfinite().all()) for o in outputs):  # the noise may not suit the model
-            inputs = {name: tensor[:1].to(inputs[name].dtype) for name, tensor in example_inputs.items()}
-            outputs = _run(copy, inputs)
-        return Probe(copy, inputs, outputs, _TOLERANCES[dtype])
-    raise AssertionError("the loop returns or raises")
+    try:
+        return _copy_in(torch.float64, module, example_inputs)
+    except Exception:  # forward code that names float32 raises anything in another precision
+        return _copy_in(torch.float32, module, example_inputs)
+
+
+def _copy_in(dtype: torch.dtype, module: nn.Module, example_inputs: Mapping[str, torch.Tensor]) -> Probe:
+    copy = deepcopy(module).eval().to(dtype)
+    for parameter in copy.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    inputs = {name: _sample(tensor, dtype) for name, tensor in example_inputs.items()}
+    outputs = _run(copy, inputs)
+    if not all(bool(output.isfinite().all()) for output in outputs):  # the noise may not suit the model
+        inputs = {name: tensor[:1].to(inputs[name].dtype) for name, tensor in example_inputs.items()}
+        outputs = _run(copy, inputs)
+    return Probe(copy, inputs, outputs, _TOLERANCES[dtype])
 
 
 def why_unusable(probe: Probe, coupling: Coupling) -> str | None:

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from trimtab.compressors.prune import prune_module
 from trimtab.compressors.structures import FoundStructures, describe_structures, find_structures
 from trimtab.compressors.testing import small_transformer
 from trimtab.compressors.testing_models import TEST_MODELS, Attention, ConvNorm, build_test_model
 from trimtab.core.errors import SpecError
+from trimtab.experiments import minilm
 from trimtab.experiments.resnet import ResNet
+from trimtab.spaces.treatment import Treatment
 
 
 def build(make: type[nn.Module]) -> nn.Module:
@@ -370,3 +373,31 @@ def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(SpecError, match=r"torch-pruning is not installed.*pip install 'trimtab\[torch\]'"):
         find(build_test_model("plain"))
+
+
+def test_of_minilm_heads_inner_widths_the_residual_width_and_layers_are_on_offer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, small in (("N_LAYERS", 2), ("_N_WORDS", 40), ("N_TOKENS", 6), ("_N_INNER", 48)):
+        monkeypatch.setattr(minilm, name, small)
+    ids = torch.arange(12).reshape(2, 6) + 1
+    model = build(minilm.MiniLmClassifier)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    found = find_structures(model, inputs)
+    layer = "bert.encoder.layer"
+    assert {s.name: s.n_units for s in found.structures} == {
+        "channels:bert.embeddings.position_embeddings": 384,
+        f"heads:{layer}.0.attention.self": 12,
+        f"channels:{layer}.0.intermediate.dense": 48,
+        f"heads:{layer}.1.attention.self": 12,
+        f"channels:{layer}.1.intermediate.dense": 48,
+        f"block:{layer}.0": 1,
+        f"block:{layer}.1": 1,
+    }
+    heads = f"heads:{layer}.0.attention.self"
+    pruned = prune_module(model, inputs, {heads: Treatment(keep_channels=0.5)})
+    attention = pruned.bert.encoder.layer[0].attention
+    assert attention.self.n_heads == 6
+    assert attention.self.query.weight.shape == (192, 384)
+    assert attention.output.dense.weight.shape == (384, 192)
+    assert pruned.bert.encoder.layer[1].attention.self.n_heads == 12
