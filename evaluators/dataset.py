@@ -60,6 +60,6 @@ class Dataset:
     train: Split | None = None
     #: a name known to `trimtab.evaluators.metrics`, ``module:callable``, or the callable itself
     metric: object = "accuracy"
-    #: what recovery minimises: ``cross_entropy``, ``mse``, ``binary_cross_entropy``, ``module:callable`` or the callable
-    #: itself, which is given (list of output tensors, label tensor) and returns a scalar tensor; None picks by the labels
+    #: what recovery minimises: ``cross_entropy``, ``mse``, ``binary_cross_entropy``, ``module:callable``, or a
+    #: callable (list of output tensors, label tensor) → scalar tensor; None picks by the labels
     loss: object = None

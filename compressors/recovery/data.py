@@ -89,9 +89,16 @@ def take_batch(data: TrainingData, indices: np.ndarray, *, device: torch.device)
 
 
 def to_input(array: np.ndarray, *, device: torch.device) -> torch.Tensor:
-    """Returns (batch, …) as a tensor; images as channels last, which convolves faster on x86 and on tensor cores."""
-    tensor = torch.from_numpy(np.ascontiguousarray(array)).to(device)
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+    """Returns (batch, …) as a tensor; images as channels last, in which x86 and tensor cores convolve faster.
+
+    The layout then goes from layer to layer. It is asked for in full, for an image of one channel would count as laid
+    out either way, and convolutions then choose the slow one (1.2 times slower for a ResNet-20).
+    """
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    if tensor.ndim != 4:
+        return tensor.to(device)
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, memory_format=torch.channels_last)
+    return empty.copy_(tensor)
 
 
 def to_labels(array: np.ndarray, *, device: torch.device) -> torch.Tensor:

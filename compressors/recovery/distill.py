@@ -20,7 +20,7 @@ _MAX_KEPT_BYTES = 512 * 2**20
 _N_AT_ONCE = 256
 
 
-def output_kind(loss: object, labels: torch.Tensor | np.ndarray | None) -> str:
+def output_kind(loss: object, labels: np.ndarray | None) -> str:
     """Returns what outputs are: ``categorical`` or ``bernoulli`` logits, or ``real`` numbers.
 
     Args:
@@ -31,7 +31,7 @@ def output_kind(loss: object, labels: torch.Tensor | np.ndarray | None) -> str:
         return "bernoulli"
     if loss == "cross_entropy":
         return "categorical"
-    is_real = labels is not None and np.issubdtype(np.asarray(labels[:1]).dtype, np.floating)
+    is_real = labels is not None and np.issubdtype(labels.dtype, np.floating)
     return "real" if loss == "mse" or is_real else "categorical"
 
 
@@ -89,8 +89,8 @@ class SoftTargets:
         axis = class_axis(output, labels)
         log_probability = torch.log_softmax(softened, axis)
         divergence = (torch.xlogy(target, target) - target * log_probability).sum(axis)
-        if labels is not None and labels.shape == divergence.shape and not labels.is_floating_point():
-            divergence = divergence[labels >= 0] if labels.ndim > 1 else divergence
+        if labels is not None and labels.shape == divergence.shape:
+            divergence = divergence[labels >= 0]
         return self.temperature**2 * divergence.sum() / max(1, divergence.numel())
 
 

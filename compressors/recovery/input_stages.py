@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from .straight_through import RoundTensor, SignInput
+from .straight_through import RoundPassing, RoundTensor, SignInput, round_to
 
 #: weight of the newest batch in running means, as in batch norm
 _MOMENTUM = 0.1
@@ -52,8 +52,7 @@ class RoundedInput(nn.Module):
 
 
 def _rounding_error(seen: torch.Tensor, step: float, first: int, last: int) -> float:
-    rounded = torch.fake_quantize_per_tensor_affine(seen, step, -first, 0, last - first)
-    return float((rounded - seen).square().sum())
+    return float((round_to(seen, step, first, last) - seen).square().sum())
 
 
 class DynamicInput(nn.Module):
@@ -70,7 +69,7 @@ class DynamicInput(nn.Module):
         if scale == 0:
             return x
         zero = min(max(round(-low / scale), 0), _MAX_UINT8)
-        rounded: torch.Tensor = torch.fake_quantize_per_tensor_affine(x, scale, zero, 0, _MAX_UINT8)
+        rounded: torch.Tensor = RoundPassing.apply(x, scale, -zero, _MAX_UINT8 - zero)
         return rounded
 
 
@@ -87,6 +86,6 @@ class SignedInput(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …) → the same shape."""
         if self.training:
-            self.scale.lerp_(x.detach().abs().mean(), _MOMENTUM)
-        signs: torch.Tensor = SignInput.apply(x, self.scale.clone())
+            self.scale.lerp_(x.detach().abs().mean().to(self.scale.dtype), _MOMENTUM)
+        signs: torch.Tensor = SignInput.apply(x, self.scale.to(x.dtype, copy=True))
         return signs

@@ -96,7 +96,7 @@ class Optimizers:
             value = torch.from_numpy(array.copy())
             if value.shape == parameter.shape and value.ndim:  # in the parameter's own layout: fused kernels trust that
                 value = torch.empty_like(parameter, requires_grad=False).copy_(value)
-            made.state[parameter][name] = value
+            made.state[parameter][name] = value.to(parameter.device)
 
 
 def _make(recipe: Recipe, groups: list[dict[str, object]], rate: float) -> list[torch.optim.Optimizer]:

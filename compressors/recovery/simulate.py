@@ -90,9 +90,9 @@ class Simulation:
                 self._stages[path] = self._stages[other]
 
     def _treat_weight(self, path: str, weight: nn.Parameter, inputs: LayerInputs | None) -> list[nn.Module]:
-        stages = _make_stages(path, self._treatments[path], weight, inputs, self._modules[path])
+        stages = _make_stages(self._treatments[path], weight, inputs, self._modules[path])
         if any(isinstance(stage, SharedValues) for stage in stages):
-            weight.requires_grad_(False)
+            weight.requires_grad_(False)  # its codebook learns instead
         owners = [
             (module, name)
             for module in list(self._student.modules())
@@ -115,7 +115,7 @@ class Simulation:
         kinds = {path: kind for path, t in self._treatments.items() if (kind := _input_kind(t)) is not None}
         if not kinds:
             return
-        known: list[tuple[tuple[object, ...], torch.Tensor]] = []
+        known: list[tuple[tuple[object, ...], torch.Tensor, nn.Module]] = []
         hooks = []
         for path, kind in kinds.items():
 
@@ -194,6 +194,8 @@ def _find(student: nn.Module, path: str, treatment: Treatment) -> nn.Module:
     if not isinstance(module, _KINDS):
         kinds = ", ".join(kind.__name__ for kind in _KINDS)
         raise PolicyError(f"layer {path}: training can treat {kinds}, got {type(module).__name__}")
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        raise PolicyError(f"layer {path}: its weight is computed by a parametrisation; remove that before compressing")
     if treatment.granularity.startswith("block") and not isinstance(module, nn.Linear | nn.Embedding):
         raise PolicyError(f"layer {path}: block-wise weights exist for linear layers only")
     return module
@@ -204,7 +206,7 @@ def _of_weight(treatment: Treatment) -> tuple[object, ...]:
 
 
 def _make_stages(
-    path: str, treatment: Treatment, weight: nn.Parameter, inputs: LayerInputs | None, module: nn.Module
+    treatment: Treatment, weight: nn.Parameter, inputs: LayerInputs | None, module: nn.Module
 ) -> list[nn.Module]:
     stages: list[nn.Module] = []
     dense = treated = weight.detach().cpu().numpy()
@@ -247,11 +249,11 @@ def _shared(
         if other == key:
             return stage
     seen = x.detach().float().flatten()
-    made: nn.Module = {
-        "static": lambda: RoundedInput(seen, codes),
-        "dynamic": lambda: DynamicInput(),
-        "binary": lambda: SignedInput(seen),
-    }[kind]()
+    made: nn.Module
+    if kind == "static":
+        made = RoundedInput(seen, codes)
+    else:
+        made = SignedInput(seen) if kind == "binary" else DynamicInput()
     known.append((key, x, made))
     return made
 

@@ -59,11 +59,11 @@ class RoundTensor(torch.autograd.Function):
             ctx: of autograd.
             x: (batch, …).
             step: (1,).
-            low: the first code, at most 0; the kernel counts codes from there on.
+            low: the first code, at most 0.
             high: the last code.
         """
         scale = max(float(step), _TINY)
-        rounded: torch.Tensor = torch.fake_quantize_per_tensor_affine(x, scale, -low, 0, high - low)
+        rounded = round_to(x, scale, low, high)
         ctx.save_for_backward(x, rounded)
         ctx.scale, ctx.low, ctx.high = scale, low, high
         return rounded
@@ -76,6 +76,28 @@ class RoundTensor(torch.autograd.Function):
         passed = torch.ops.aten.hardtanh_backward(gradient, x, ctx.low * ctx.scale, ctx.high * ctx.scale)
         total = (_dot(gradient, rounded) - _dot(passed, x)) / ctx.scale
         return passed, total.view(1) / math.sqrt(x.numel() / len(x) * ctx.high), None, None
+
+
+def round_to(x: torch.Tensor, scale: float, low: int, high: int) -> torch.Tensor:
+    """Returns the nearest codes from ``low`` to ``high`` times ``scale``: the shape of x, any.
+
+    Four plain passes: torch's own fake_quantize takes ten times as long on x86.
+    """
+    return torch.div(x, scale).round_().clamp_(low, high).mul_(scale)
+
+
+class RoundPassing(torch.autograd.Function):
+    """Rounds activations within a range that holds them all; the gradient passes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: float, low: int, high: int) -> torch.Tensor:  # noqa: ARG004
+        """Rounds as `round_to` does."""
+        return round_to(x, scale, low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:  # noqa: ARG004
+        """Passes everything."""
+        return gradient, None, None, None
 
 
 def _dot(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
