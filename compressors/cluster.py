@@ -212,4 +212,5 @@ def _settle(points: _Points, codebook: np.ndarray, *, zero: int | None) -> np.nd
 
 
 def _middles(codebook: np.ndarray) -> np.ndarray:
-    return (codebook[1:] + codebook[:-1]) / 2
+    middles: np.ndarray = (codebook[1:] + codebook[:-1]) / 2
+    return middles

@@ -15,7 +15,8 @@ from .calibration import LazyRanges, Range, collect_histograms
 from .graph import input_of, weight_of
 from .lazy_inputs import LazyInputs
 from .prepared import PreparedModel, attach_constants, one_by_one
-from .quantize import QuantizationPlan, WeightBank, quantize_graph
+from .quantize import QuantizationPlan, quantize_graph
+from .weight_bank import WeightBank
 
 
 @dataclass
@@ -53,6 +54,7 @@ class OnnxStage:
         )
         if graph.correction == "bias":
             from .bias_correction import correct_graph
+
             correct_graph(model.graph, plan)
         quantize_graph(model.graph, plan)
         is_dynamic = any(treatment.activation_range == "dynamic" for treatment in treatments.values())
@@ -66,8 +68,10 @@ class OnnxStage:
 
     def _extras(self, graph):
         import dataclasses
+
         found = dict(
             inputs=self.inputs(graph.equalization),
+            statistics=self.prepared.statistics[graph.fusion] if graph.equalization == "none" else {},
             output_scales=self.prepared.output_scales if graph.equalization == "none" else {},
             learned_steps=self.prepared.learned_steps if graph.equalization == "none" else {},
             rounding=graph.rounding,
@@ -113,6 +117,7 @@ class OnnxStage:
         if equalization == "none":
             return model
         from .equalize import equalize_layers, smooth
+
         changed = equalize_layers(model) if equalization == "cross_layer" else smooth(model, self.inputs())
         if changed.n_changes == 0:
             raise PolicyError(f"equalization '{equalization}' finds nothing to change in this model; leave it out")
@@ -144,4 +149,3 @@ class OnnxStage:
 
 def _layer_name(weight: ir.Value) -> str:
     return str(weight.name).removesuffix(".weight")
-

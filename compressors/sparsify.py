@@ -60,7 +60,7 @@ def choose_kept(
     ranks = _rank(saliency, second, is_zero=rows == 0)
     if treatment.pattern != "unstructured":
         n, m = (int(part) for part in treatment.pattern.split(":"))
-        kept = _keep_pattern(ranks, n, m, n_channels=weight.shape[1] if axis == 0 and weight.ndim > 2 else None)
+        kept = _keep_pattern(ranks, n, m, n_channels=weight.shape[1] if axis == 0 and weight.ndim > 2 else 1)
     elif treatment.saliency == "wanda":
         kept = _keep_largest(ranks, treatment.sparsity)
     else:
@@ -90,17 +90,16 @@ def _keep_largest(ranks: np.ndarray, sparsity: float) -> np.ndarray:
     return kept
 
 
-def _keep_pattern(ranks: np.ndarray, n: int, m: int, *, n_channels: int | None) -> np.ndarray:
+def _keep_pattern(ranks: np.ndarray, n: int, m: int, *, n_channels: int) -> np.ndarray:
     """Keeps n of m consecutive columns: channels, where there are several, with their kernel elements apart."""
     n_outputs, n_inputs = ranks.shape
     lines = ranks
-    is_split = n_channels is not None and n_channels > 1
-    if is_split:
+    if n_channels > 1:
         lines = ranks.reshape(n_outputs, n_channels, -1).swapaxes(1, 2).reshape(-1, n_channels)
     kept = np.concatenate(
         [_keep_top(lines[:, start : start + m], n, m) for start in range(0, lines.shape[1], m)], axis=1
     )
-    if is_split:
+    if n_channels > 1:
         kept = kept.reshape(n_outputs, -1, n_channels).swapaxes(1, 2).reshape(n_outputs, n_inputs)
     return kept
 
