@@ -29,11 +29,12 @@ def score_units(
     - ``magnitude``: the squares of the weights (Li et al., https://arxiv.org/abs/1608.08710, with p = 2 over all layers
       of a group as in Fang et al., https://arxiv.org/abs/2301.12900).
     - ``bn_scale``: |γ| of the batch norms (Liu et al., https://arxiv.org/abs/1708.06519).
-    - ``geometric_median``: the sum of the distances to all filters of the layer (He et al.,
-      https://arxiv.org/abs/1811.00250, eq. 6).
-    - ``taylor``: Σ |w · ∂L/∂w| (Molchanov et al., https://arxiv.org/abs/1906.10771, eq. 8 with the absolute value).
-    - ``fisher``: Σ w² · mean (∂L/∂w)²: optimal brain damage with the diagonal of the empirical Fisher matrix, over
-      batches where the losses are those of batches (LeCun et al. 1989, eq. 5).
+    - ``geometric_median``: the sum of the distances to all filters of the layer; the least is the filter nearest to
+      their geometric median (He et al., https://arxiv.org/abs/1811.00250, "Filter Pruning via Geometric Median").
+    - ``taylor``: Σ |w · ∂L/∂w|, the first-order criterion with |·| for the square (Molchanov et al.,
+      https://arxiv.org/abs/1906.10771).
+    - ``fisher``: Σ w² · mean (∂L/∂w)²: the saliency of optimal brain damage (LeCun et al. 1989) with the diagonal of the
+      empirical Fisher matrix in place of the Hessian's; over batches where the losses are those of batches.
 
     Args:
         module: the model before anything is taken out; it is left as it is.
