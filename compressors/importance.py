@@ -33,8 +33,8 @@ def score_units(
       their geometric median (He et al., https://arxiv.org/abs/1811.00250, "Filter Pruning via Geometric Median").
     - ``taylor``: Σ |w · ∂L/∂w|, the first-order criterion with |·| for the square (Molchanov et al.,
       https://arxiv.org/abs/1906.10771).
-    - ``fisher``: Σ w² · mean (∂L/∂w)²: the saliency of optimal brain damage (LeCun et al. 1989) with the diagonal of the
-      empirical Fisher matrix in place of the Hessian's; over batches where the losses are those of batches.
+    - ``fisher``: Σ w² · mean (∂L/∂w)²: the saliency of optimal brain damage (LeCun et al. 1989) with the diagonal of
+      the empirical Fisher matrix in place of the Hessian's; over batches where the losses are those of batches.
 
     Args:
         module: the model before anything is taken out; it is left as it is.

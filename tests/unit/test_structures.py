@@ -1,6 +1,6 @@
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from trimtab.experiments.resnet import ResNet
 from trimtab.spaces.treatment import Treatment
 
 
-def build(make: type[nn.Module]) -> nn.Module:
+def build(make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make().eval()
@@ -360,13 +360,9 @@ def test_a_model_that_cannot_be_traced_has_no_structures_and_says_why() -> None:
 
 
 def test_a_model_that_does_not_run_has_no_structures_and_says_why() -> None:
-    found = find_structures(build(ResNet_1), {"x": torch.zeros(2, 3, 8, 8)})
+    found = find_structures(build(lambda: ResNet(1)), {"x": torch.zeros(2, 3, 8, 8)})
     assert found.structures == ()
     assert "does not run on its example inputs" in found.dropped[0][1]
-
-
-def ResNet_1() -> nn.Module:
-    return ResNet(1)
 
 
 def test_a_missing_library_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
