@@ -13,6 +13,7 @@ from ..spaces.layer import Layer
 from ..spaces.policy import Policy
 from ..spaces.recovery import Recovery
 from ..spaces.treatment import Treatment
+from .kept_session import KeptSession
 from .layer_inputs import LayerInputs
 from .lazy_inputs import LazyInputs
 from .onnx_stage import OnnxStage
@@ -153,17 +154,32 @@ class Shaper:
         )
         return RecoverySession(student, TrainingData(training.inputs, training.labels, training.loss), plan)
 
+    def open_training(self, shape: Shape) -> KeptSession | None:
+        """Returns the training of a shape, where an interrupted one had come; None when the bank holds its model.
+
+        Raises:
+            PolicyError: there are no training data, or the shape cannot be had.
+        """
+        self._need_training("recovery")
+        if self._bank is not None and self._bank.load(self._bank_key(shape)) is not None:
+            return None
+        return KeptSession(lambda: self.open_session(shape), self._bank, self._bank_key(shape))
+
+    def export(self, recovered: Any) -> ModelSource:
+        """Exports what a session ended with, or had come to, with what it learned of the rounding."""
+        source = export_module(recovered.module, self._origin().example_inputs)
+        return replace(source, learned_steps=recovered.learned_steps, learned_ranges=recovered.learned_ranges)
+
     def adopt(self, shape: Shape, recovered: Any) -> ModelSource:
         """Exports what a session ended with, and keeps it for `make`."""
-        source = export_module(recovered.module, self._origin().example_inputs)
-        source = replace(source, learned_steps=recovered.learned_steps, learned_ranges=recovered.learned_ranges)
+        source = self.export(recovered)
         return source if self._bank is None else self._bank.keep(self._bank_key(shape), source)
 
     def _trained(self, shape: Shape) -> ModelSource:
         self._need_training("recovery")
         if self._bank is not None and (known := self._bank.load(self._bank_key(shape))) is not None:
             return known
-        session = self.open_session(shape)
+        session = KeptSession(lambda: self.open_session(shape), self._bank, self._bank_key(shape))
         session.advance(session.n_steps)
         return self.adopt(shape, session.finish())
 

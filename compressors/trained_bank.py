@@ -1,8 +1,9 @@
-"""Trained models on disk: what took minutes is not done twice, also after a crash."""
+"""Trained models, and trainings under way, on disk: what took minutes is not done twice, also after a crash."""
 
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ _MODEL = "onnx"
 
 
 class TrainedBank:
-    """Exported models by key, each in a file of arrays; damaged ones are made again."""
+    """Exported models and states of trainings by key, each in a file of arrays; damaged ones are made again."""
 
     def __init__(self, folder: Path, *, max_bytes: int = MAX_BANK_BYTES) -> None:
         self._folder = folder
@@ -29,16 +30,8 @@ class TrainedBank:
 
     def load(self, key: str) -> ModelSource | None:
         """Returns the model that was kept under a key, without its module; None where there is none."""
-        path = self._path(key)
-        try:
-            arrays = load(path.read_bytes())
-            os.utime(path)
-        except FileNotFoundError:
-            return None
-        except (OSError, SafetensorError, ValueError) as error:
-            _log.warning("the trained model %s cannot be read and is made again: %s", path, error)
-            return None
-        if _MODEL not in arrays:
+        arrays = self._read(self._path(key))
+        if arrays is None or _MODEL not in arrays:
             return None
         ranges = {name: (float(low), float(high)) for name, (low, high) in _take(arrays, "range").items()}
         return ModelSource(
@@ -58,21 +51,57 @@ class TrainedBank:
             ("step", source.learned_steps),
             ("range", {name: np.array(edges) for name, edges in source.learned_ranges.items()}),
         ):
-            arrays.update({f"{prefix}:{name}": np.ascontiguousarray(array) for name, array in entries.items()})
-        write_bytes(self._path(key), save(arrays))
-        self._make_room(keep=self._path(key))
+            arrays.update({f"{prefix}:{name}": array for name, array in entries.items()})
+        self._write(self._path(key), arrays)
+        self.drop_state(key)
         return replace(source, origin=None)
+
+    def load_state(self, key: str) -> dict[str, np.ndarray] | None:
+        """Returns how far the training of a model had come when it was last kept; None where there is nothing."""
+        return self._read(self._state_path(key))
+
+    def keep_state(self, key: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes how far the training of a model has come; `keep` removes it."""
+        self._write(self._state_path(key), arrays)
+
+    def drop_state(self, key: str) -> None:
+        """Removes what `keep_state` wrote, if it is there."""
+        self._state_path(key).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"
 
+    def _state_path(self, key: str) -> Path:
+        return self._folder / f"{key}.state.safetensors"
+
+    def _read(self, path: Path) -> dict[str, np.ndarray] | None:
+        try:
+            arrays: dict[str, np.ndarray] = load(path.read_bytes())
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError, ValueError) as error:
+            _log.warning("%s cannot be read and is made again: %s", path, error)
+            return None
+        return arrays
+
+    def _write(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        # not `ascontiguousarray`, which makes (1,) of a scalar
+        write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}))
+        self._make_room(keep=path)
+
     def _make_room(self, *, keep: Path) -> None:
-        files = sorted(self._folder.glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-        total = sum(path.stat().st_size for path in files)
-        for path in files:
+        """Removes the least recently used files, among them what a crash left half written."""
+        found = []
+        for path in self._folder.iterdir():
+            with suppress(FileNotFoundError):  # another process removed it
+                stat = path.stat()
+                found.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
             if total <= self._max_bytes or path == keep:
                 return
-            total -= path.stat().st_size
+            total -= size
             path.unlink(missing_ok=True)
 
 

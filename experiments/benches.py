@@ -21,6 +21,7 @@ from ..hw_profiles.target import Capabilities, Target
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.space import Space
 from .profiling.table_feed import TableFeed
+from .trial_training import Scoring, SnapshotTraining
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class SearchBenches:
     feeds_table: tuple[str, str] | None = None
     #: data and teachers of recovery; None where nothing trains
     training: Training | None = None
+    #: of a training on the way, a drop of accuracy up to here is as good as none; None: every bit counts
+    enough_drop: float | None = None
     #: pin the measuring process to as many cores as the target has threads
     pins_cores: bool = True
 
@@ -73,6 +76,18 @@ class CompressingBench:
         """
         artifact = self.build(policy)
         return artifact, self.score(artifact)
+
+    def open_training(self, policy: Policy) -> SnapshotTraining | None:
+        """Returns the training of the policy's model; see `Workbench`."""
+        training = self._benches.training
+        if not policy.recovery.trains or training is None or training.folder is None:
+            return None  # nothing to train, nothing to train on, or no place in which it would be found again
+        shape = self.pipeline.shape_of(self._benches.space.layer_treatments(policy), policy.recovery)
+        session = self.pipeline.shaper.open_training(shape)
+        if session is None:
+            return None
+        scoring = Scoring(self._benches.evaluator, self._device.load, self._benches.enough_drop)
+        return SnapshotTraining(self.pipeline, session, shape, policy.graph, scoring)
 
     def score(self, artifact: Artifact) -> Measurement:
         """Returns accuracy, drop and size of an artifact."""

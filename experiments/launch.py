@@ -174,8 +174,7 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
             source = f"search {run.path.name} {short_digest(str(run.path.resolve()))[:8]}"
             benches = replace(preparation.benches(), feeds_table=(preparation.table_name, source))
             _ = preparation.test  # now, so that data which do not fit end the search before it begins
-            pool = build_pool(spec.workers.address, benches, _limits(spec), n_workers=spec.workers.count)
-            with closing(pool):
+            with closing(_build_pool(spec, benches)) as pool:
                 original = run.read_original() or _measure_original(preparation, benches, pool)
                 run.write_original(original)
                 budget = resolve_budget(spec, original)
@@ -217,9 +216,10 @@ def _result(
     )
 
 
-def _limits(spec: Spec) -> Limits:
-    memory = spec.workers.memory_limit
-    return Limits(parse_duration(spec.workers.trial_timeout), None if memory is None else parse_bytes(memory))
+def _build_pool(spec: Spec, benches: SearchBenches) -> WorkerPool:
+    workers, memory = spec.workers, spec.workers.memory_limit
+    limits = Limits(parse_duration(workers.trial_timeout), None if memory is None else parse_bytes(memory))
+    return build_pool(workers.address, benches, limits, n_workers=workers.count, scheduler=spec.search.scheduler)
 
 
 def _plan(preparation: Preparation, budget: Budget) -> SearchPlan:

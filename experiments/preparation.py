@@ -31,6 +31,7 @@ from ..evaluators.latency import TimingSettings
 from ..evaluators.metrics import find_metric
 from ..evaluators.resources import WantedResources, check_resources
 from ..hw_profiles.energy.energy_table import load_energy_table
+from ..search.pools import check_scheduler
 from ..search.searcher import SEARCHERS
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.rules import Dropped
@@ -128,6 +129,7 @@ class Preparation:
             timing=TimingSettings(min_runs=spec.timing.runs, max_runs=max(1000, spec.timing.runs)),
             wanted=want_resources(spec),
             training=self.training,
+            enough_drop=None if spec.objective == "accuracy" else spec.budget.accuracy_drop,
             pins_cores=spec.workers.address != "inline",
         )
 
@@ -165,6 +167,7 @@ def prepare(spec: Spec) -> Preparation:
     """
     if spec.search.algorithm not in SEARCHERS:
         SEARCHERS.get(spec.search.algorithm)
+    check_scheduler(spec.search.scheduler, spec.workers.address)
     device = build_device(spec.target.to_target())
     _check_precisions(spec, device)
     check_resources(want_resources(spec), device)
@@ -183,6 +186,7 @@ def prepare(spec: Spec) -> Preparation:
         raise SpecError("the model has no layer that can be compressed (convolution, linear or embedding)")
     found = find_profile(device.identify(), spec.profile)
     offer, model = make_offer(spec, device, model, dataset, None if _wants_small(spec) else found.profile)
+    _check_trains(spec, offer)
     names = tuple(name for recovery in offer.space.graph.recovery for name in recovery.teachers)
     training = make_training(dataset, model, teachers=names, seed=spec.search.seed) if offer.trains else None
     return Preparation(spec, device, dataset, model, offer, training, _note(spec, found))
@@ -241,6 +245,14 @@ def _check_precisions(spec: Spec, device: Device) -> None:
                 f"graph.precision: {describe_unknown(f'precision of {spec.target.runtime}', precision, known)}; "
                 f"remove it, or choose another target"
             )
+
+
+def _check_trains(spec: Spec, offer: Offer) -> None:
+    if spec.search.scheduler != "none" and not any(recovery.trains for recovery in offer.space.graph.recovery):
+        raise SpecError(
+            f"search.scheduler: {spec.search.scheduler} stops trainings early, and no recovery on offer trains; add "
+            "finetune or distill to recovery, or set search.scheduler: none"
+        )
 
 
 def want_resources(spec: Spec) -> WantedResources:

@@ -19,7 +19,7 @@ from .worker_pool import DeviceBench, Job, Outcome, Workbench
 _log = logging.getLogger(__name__)
 
 #: tries per job: the first and one retry (see `WorkerPool.run`)
-_N_ATTEMPTS = 2
+N_ATTEMPTS = 2
 
 #: how a pool hands an artifact from one phase to the next: the artifact itself, or a reference to it
 Handle = TypeVar("Handle")
@@ -57,8 +57,8 @@ def run_rounds(jobs: Sequence[Job], score: ScorePhase[Handle], measure: MeasureP
     """Yields an outcome per job: all are scored, then all are measured; transient failures go round again."""
     costs_s = dict.fromkeys((job.id for job in jobs), 0.0)
     todo = list(jobs)
-    for round_number in range(1, _N_ATTEMPTS + 1):
-        is_last = round_number == _N_ATTEMPTS
+    for round_number in range(1, N_ATTEMPTS + 1):
+        is_last = round_number == N_ATTEMPTS
         again: list[Job] = []
         for job, attempt in _one_round(todo, score, measure):
             costs_s[job.id] += attempt.cost_s
@@ -66,7 +66,7 @@ def run_rounds(jobs: Sequence[Job], score: ScorePhase[Handle], measure: MeasureP
                 _log.info("trial %d is retried: %s", job.id, attempt.error)
                 again.append(job)
                 continue
-            prefix = f"given up after {_N_ATTEMPTS} attempts: " if attempt.is_transient else ""
+            prefix = f"given up after {N_ATTEMPTS} attempts: " if attempt.is_transient else ""
             yield Outcome(job.id, attempt.status, attempt.measurement, costs_s[job.id], prefix + attempt.error)
         todo = again
 
@@ -77,7 +77,7 @@ def score_job(workbench: Workbench, job: Job) -> tuple[Attempt, Artifact | None]
     try:
         artifact, measurement = workbench.compress_and_score(job.policy, seed=job.seed)
     except Exception as error:
-        return _failure(job.id, error, time.perf_counter() - start_s), None
+        return failed_attempt(job.id, error, time.perf_counter() - start_s), None
     return Attempt(Status.COMPLETE, measurement, time.perf_counter() - start_s), artifact
 
 
@@ -87,7 +87,7 @@ def measure_artifact(bench: DeviceBench, job: Job, artifact: Artifact, measureme
     try:
         found = bench.measure(artifact)
     except Exception as error:
-        return replace(_failure(job.id, error, time.perf_counter() - start_s), measurement=measurement)
+        return replace(failed_attempt(job.id, error, time.perf_counter() - start_s), measurement=measurement)
     return Attempt(Status.COMPLETE, measurement.joined(found), time.perf_counter() - start_s)
 
 
@@ -97,8 +97,20 @@ def compare_artifacts(bench: DeviceBench, artifacts: Sequence[Artifact]) -> tupl
     try:
         latencies = bench.compare(artifacts)
     except Exception as error:
-        return _failure(-1, error, time.perf_counter() - start_s), []
+        return failed_attempt(-1, error, time.perf_counter() - start_s), []
     return Attempt(Status.COMPLETE, Measurement(), time.perf_counter() - start_s), latencies
+
+
+def failed_attempt(job_id: int, error: Exception, cost_s: float) -> Attempt:
+    """Returns the attempt of a job on which an error was raised."""
+    if isinstance(error, PolicyError):
+        return Attempt(Status.INFEASIBLE, Measurement(), cost_s, str(error))
+    if isinstance(error, TransientError):
+        return transient_failure(str(error), cost_s)
+    if isinstance(error, MeasurementError):
+        return Attempt(Status.FAILED, Measurement(), cost_s, str(error))
+    _log.warning("trial %d failed on an unexpected error", job_id, exc_info=error)
+    return Attempt(Status.FAILED, Measurement(), cost_s, f"{type(error).__name__}: {error}")
 
 
 def transient_failure(error: str, cost_s: float) -> Attempt:
@@ -120,14 +132,3 @@ def _one_round(
     first_costs_s = {scored.job.id: scored.attempt.cost_s for scored in built}
     for job, attempt in measure(built) if built else ():
         yield job, replace(attempt, cost_s=attempt.cost_s + first_costs_s[job.id])
-
-
-def _failure(job_id: int, error: Exception, cost_s: float) -> Attempt:
-    if isinstance(error, PolicyError):
-        return Attempt(Status.INFEASIBLE, Measurement(), cost_s, str(error))
-    if isinstance(error, TransientError):
-        return transient_failure(str(error), cost_s)
-    if isinstance(error, MeasurementError):
-        return Attempt(Status.FAILED, Measurement(), cost_s, str(error))
-    _log.warning("trial %d failed on an unexpected error", job_id, exc_info=error)
-    return Attempt(Status.FAILED, Measurement(), cost_s, f"{type(error).__name__}: {error}")

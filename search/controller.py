@@ -6,6 +6,7 @@ told at once, sorted by id. Resuming replays the journal through the same loop, 
 """
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -213,10 +214,13 @@ class _Search:
         return sorted(verdicts, key=lambda verdict: verdict.id)
 
     def _judge(self, record: Record, suggestion_id: int) -> Verdict:
+        if record.status is Status.PRUNED:
+            return Verdict(suggestion_id, None, math.inf)
         if record.status is not Status.COMPLETE:
             return Verdict(suggestion_id, None, 0.0)
         objectives = objective_vector(self._plan.objective, record.measurement, self._plan.budget)
-        return Verdict(suggestion_id, objectives, self._plan.budget.violation(record.measurement))
+        violation = 0.0 if objectives is None else self._plan.budget.violation(record.measurement)
+        return Verdict(suggestion_id, objectives, violation)
 
     def _has_stalled(self, n_done: int, n_baselines: int) -> bool:
         """Whether the last `patience` trials brought nothing better; coming closer to the budget counts too."""

@@ -123,8 +123,7 @@ class OptunaSearcher:
             values = self._values(verdict.objectives)
             self._violations[verdict.id] = min(verdict.violation, _MAX_VIOLATION)
             with _quiet():
-                state = TrialState.FAIL if values is None else TrialState.COMPLETE
-                self._study.tell(verdict.id, values, state=state)
+                self._study.tell(verdict.id, values, state=_state_of(values, verdict.violation))
 
     def inject(self, policy: Policy, objectives: tuple[float, ...] | None, violation: float) -> None:
         """Learns from a policy that it did not suggest; one outside the space, or known, is left aside."""
@@ -132,9 +131,9 @@ class OptunaSearcher:
             return
         values = self._values(objectives)
         attrs = self._youngest_generation()
-        if values is not None:
+        state = _state_of(values, violation)
+        if state is not TrialState.FAIL:
             attrs[_CONSTRAINTS] = [min(violation, _MAX_VIOLATION)]
-        state = TrialState.FAIL if values is None else TrialState.COMPLETE
         self._numbers[policy] = self._add(self._params(policy), state, values=values, attrs=attrs)
 
     def state_dict(self) -> dict[str, Any]:
@@ -244,6 +243,13 @@ class OptunaSearcher:
     def _params(self, policy: Policy) -> dict[str, Any]:
         entries = dict(zip(self._space.dimensions, self._space.encode(policy).tolist(), strict=True))
         return {name: entries[name] for name in self._choices}
+
+
+def _state_of(values: Sequence[float] | None, violation: float) -> TrialState:
+    """Returns how Optuna is told: of what failed no sampler learns, of what was stopped TPE learns that it is bad."""
+    if values is not None:
+        return TrialState.COMPLETE
+    return TrialState.PRUNED if math.isinf(violation) else TrialState.FAIL
 
 
 def _trial_to_json(trial: FrozenTrial, is_suggested: bool) -> dict[str, Any]:

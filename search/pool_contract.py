@@ -11,7 +11,7 @@ from pathlib import Path
 from ..core.errors import MeasurementError, SpecError
 from ..spaces.policy import Policy
 from .record import Status
-from .testing import FakeBenchFactory, fake_measurement, small_space
+from .testing import FakeBenchFactory, fake_measurement, policy_of, small_space
 from .worker_pool import Job, Limits, Outcome, WorkerPool
 
 PoolFactory = Callable[[FakeBenchFactory, Limits], WorkerPool]
@@ -24,8 +24,8 @@ _SHORT = Limits(timeout_s=1.0)
 
 def make_jobs(n: int) -> list[Job]:
     """Returns jobs over different policies of `small_space`."""
-    vectors = [[i // 64 % 4, i // 16 % 4, i // 4 % 4, i % 4, 0, 0, 0, 0] for i in range(n)]
-    return [Job(i, _SPACE.decode(vector), seed=i) for i, vector in enumerate(vectors)]
+    choices = [(i // 64 % 4, i // 16 % 4, i // 4 % 4, i % 4) for i in range(n)]
+    return [Job(i, policy_of(_SPACE, chosen), seed=i) for i, chosen in enumerate(choices)]
 
 
 def run_scripted(make_pool: PoolFactory, scratch: Path, behaviours: Iterable[str]) -> dict[int, Outcome]:

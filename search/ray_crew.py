@@ -164,7 +164,7 @@ class Crew:
             self._dismiss(seat)
             self._n_stillborn += 1
             if self._n_stillborn >= _MAX_STILLBORN:
-                cause = _describe(error)
+                cause = describe_cause(error)
                 raise TransientError(f"every {self._role.noun} dies while it is set up: {cause}") from error
             return
         if failure is not None:
@@ -188,13 +188,13 @@ class Crew:
     def _failure(self, error: Exception, cost_s: float) -> Attempt:
         cause = getattr(error, "cause", None)
         if isinstance(error, exceptions.ObjectLostError) or isinstance(cause, exceptions.ObjectLostError):
-            return transient_failure(f"the artifact was lost with its node: {_describe(error)}", cost_s)
+            return transient_failure(f"the artifact was lost with its node: {describe_cause(error)}", cost_s)
         if isinstance(error, exceptions.OutOfMemoryError):
-            return transient_failure(f"the machine ran out of memory: {_describe(error)}", cost_s)
+            return transient_failure(f"the machine ran out of memory: {describe_cause(error)}", cost_s)
         if isinstance(error, _DEATHS):
-            return transient_failure(f"the {self._role.noun} died: {_describe(error)}", cost_s)
+            return transient_failure(f"the {self._role.noun} died: {describe_cause(error)}", cost_s)
         _log.warning("a %s failed on an unexpected error", self._role.noun, exc_info=error)
-        return Attempt(Status.FAILED, Measurement(), cost_s, f"{type(error).__name__}: {_describe(error)}")
+        return Attempt(Status.FAILED, Measurement(), cost_s, f"{type(error).__name__}: {describe_cause(error)}")
 
     def _police(self) -> list[Result]:
         """Stops what exceeds its limits."""
@@ -207,17 +207,11 @@ class Crew:
         return results
 
     def _excess(self, seat: _Seat) -> str | None:
-        timeout_s, memory_bytes = self._limits.timeout_s, self._limits.memory_bytes
-        if timeout_s is not None and _elapsed_s(seat) >= timeout_s:
-            return f"time limit: not finished after {timeout_s:g} s"
-        if memory_bytes is None:
-            return None
-        used_bytes = _answer_of(seat.health) if seat.health is not None else 0
-        if used_bytes is None:
-            return None
-        if used_bytes > memory_bytes:
-            return f"memory limit: used {used_bytes / 1e6:.0f} MB of {memory_bytes / 1e6:.0f} MB"
-        seat.health = seat.actor.rss_bytes.options(concurrency_group=HEALTH_GROUP).remote()
+        used_bytes = 0 if seat.health is None else _answer_of(seat.health)
+        if (excess := self._limits.excess(_elapsed_s(seat), used_bytes or 0)) is not None:
+            return excess
+        if self._limits.memory_bytes is not None and used_bytes is not None:
+            seat.health = seat.actor.rss_bytes.options(concurrency_group=HEALTH_GROUP).remote()
         return None
 
     def _check_reach(self) -> None:
@@ -254,7 +248,7 @@ def _answer_of(reference: Any) -> int | None:
     return used_bytes
 
 
-def _describe(error: Exception) -> str:
+def describe_cause(error: BaseException) -> str:
     """Returns the last line of Ray's message, which holds the cause, in bounded length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1][:_MAX_CAUSE_LENGTH] if lines else type(error).__name__

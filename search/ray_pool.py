@@ -6,15 +6,14 @@ from worker to device; the driver holds references only.
 """
 
 import logging
-import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 
 from ..compressors.artifact import Artifact
+from ..core.environment import environment_defaults
 from ..core.errors import MeasurementError, SpecError
 from ..hw_profiles.latency import Latency
 from .attempt import Attempt, Scored, run_rounds
@@ -61,14 +60,16 @@ class RayPool:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _connect(address, n_workers)
+        self.limits, self.n_workers, self.grace_s = limits, n_workers, grace_s
         try:
             _require_device(address)
-            stored = ray.put(factory)
+            #: reference to the factory, which every node fetches once
+            self.stored = ray.put(factory)
         except BaseException:
             self._leave()
             raise
-        self._workers = Crew(_worker_role(stored, n_workers, grace_s), limits)
-        self._device = Crew(_device_role(stored, grace_s), limits)
+        self._workers = Crew(_worker_role(self.stored, n_workers, grace_s), limits)
+        self._device = Crew(_device_role(self.stored, grace_s), limits)
         self._is_closed = False
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -85,6 +86,10 @@ class RayPool:
             if not result.attempt.is_transient:
                 break
         raise MeasurementError(result.attempt.error)
+
+    def release_workers(self) -> None:
+        """Gives the workers' cores to something else; the next `run` starts workers anew."""
+        self._workers.close()
 
     def close(self) -> None:
         """Ends the actors, and Ray where this pool started it; may be called twice."""
@@ -119,7 +124,7 @@ def _connect(address: str, n_workers: int) -> None:
     if address == "local":
         # logical cores: the workers and the device never compute at the same time, so one core is enough for all
         options |= {"num_cpus": n_workers, "resources": {DEVICE_RESOURCE: 1}, "include_dashboard": False}
-    with _environment(_RAY_ENVIRONMENT):
+    with environment_defaults(_RAY_ENVIRONMENT):
         try:
             ray.init(address=address, **options)
         except Exception as cause:  # Ray raises ConnectionError, RuntimeError, ValueError, TimeoutError and grpc's own
@@ -169,15 +174,3 @@ def _device_role(stored: Any, grace_s: float) -> Role:
         is_placeable=lambda: ray.cluster_resources().get(DEVICE_RESOURCE, 0) >= 1,
         grace_s=grace_s,
     )
-
-
-@contextmanager
-def _environment(defaults: Mapping[str, str]) -> Iterator[None]:
-    """Sets what the user has not set, and takes it back."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)

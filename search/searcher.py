@@ -21,8 +21,9 @@ class Suggestion:
 class Verdict:
     """What came of a suggestion.
 
-    ``objectives`` are minimised, the first is the search's objective; None means that the trial failed.
-    ``violation`` is 0.0 when the budget is kept.
+    ``objectives`` are minimised, the first is the search's objective; None means that there are none. ``violation`` is
+    0.0 when the budget is kept. A trial without objectives tells nothing when its violation is 0.0: it failed; an
+    infinite one says that it was stopped because it was bad.
     """
 
     id: int

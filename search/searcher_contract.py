@@ -12,7 +12,7 @@ from ..spaces.space import Space
 from .budget import Budget
 from .objectives import objective_vector
 from .searcher import Searcher, Suggestion, Verdict
-from .testing import REFERENCE_S, fake_measurement, small_space
+from .testing import REFERENCE_S, fake_measurement, policy_of, small_space
 
 SearcherFactory = Callable[..., Searcher]
 
@@ -93,13 +93,13 @@ def check_order_of_tell_is_irrelevant(factory: SearcherFactory) -> None:
 
 
 def check_takes_failures(factory: SearcherFactory) -> None:
-    """Failed trials, and trials of unknown violation, do not stop the search."""
+    """Failed trials, stopped ones, and trials of unknown violation, do not stop the search."""
     space = small_space()
     searcher = factory(space, seed=0)
     for batch in range(4):
         suggestions = searcher.ask(4)
         _expect(len(suggestions) == 4, "failures must not reduce the number of suggestions")
-        hopeless = [Verdict(s.id, None, 0.0) for s in suggestions[:2]]
+        hopeless = [Verdict(suggestions[0].id, None, 0.0), Verdict(suggestions[1].id, None, float("inf"))]
         unknown = [Verdict(s.id, judge(space, s).objectives, float("inf")) for s in suggestions[2:]]
         searcher.tell(hopeless + unknown if batch else [Verdict(s.id, None, 0.0) for s in suggestions])
 
@@ -136,7 +136,7 @@ def check_never_suggests_what_was_injected(factory: SearcherFactory) -> None:
     """Injected policies count as known, successful, failed or outside the space."""
     space = small_space(n_groups=2, n_options=3)
     searcher = factory(space, seed=0)
-    known = [space.decode([i, j, 0, 0, 0, 0]) for i in range(3) for j in range(2)]
+    known = [policy_of(space, [i, j]) for i in range(3) for j in range(2)]
     for position, policy in enumerate(known):
         verdict = judge(space, Suggestion(0, policy))
         searcher.inject(policy, verdict.objectives if position else None, verdict.violation)
@@ -189,9 +189,9 @@ def _check_resume(factory: SearcherFactory, *, n_told: int) -> None:
 
 def _warm_up(searcher: Searcher, space: Space) -> None:
     """Brings a searcher past its random start: baselines, then batches of which some trials fail."""
-    for vector in ([0] * 8, [1] * 4 + [0] * 4, [2] * 4 + [0] * 4):
-        verdict = judge(space, Suggestion(0, space.decode(vector)))
-        searcher.inject(space.decode(vector), verdict.objectives, verdict.violation)
+    for policy in (policy_of(space, [choice] * 4) for choice in range(3)):
+        verdict = judge(space, Suggestion(0, policy))
+        searcher.inject(policy, verdict.objectives, verdict.violation)
     for _ in range(2):
         suggestions = searcher.ask(5)
         searcher.tell([Verdict(suggestions[0].id, None, 0.0)])

@@ -27,7 +27,8 @@ from ..spaces.treatment import QUANTIZE_OPTIONS
 #: latency of the untouched model in the synthetic problem
 REFERENCE_S = 0.010
 
-#: what `FakeBenchFactory.script` may ask for; the suffix ``_once`` limits it to the first attempt
+#: what `FakeBenchFactory.script` may ask for; the suffix ``_once`` limits it to the first attempt, the prefix
+#: ``device_`` puts it into the measurement, ``training_`` into the second half of a training
 BEHAVIOURS = ("infeasible", "transient", "unstable", "bug", "crash", "hang", "hog", "device_crash", "device_refuses")
 
 _MIB = 1 << 20
@@ -38,6 +39,11 @@ def small_space(n_groups: int = 4, n_options: int = 4) -> Space:
     options = tuple(list(QUANTIZE_OPTIONS.values())[:n_options])
     groups = tuple(Group(f"layer{i}", (f"layer{i}",)) for i in range(n_groups))
     return Space(groups, (options,) * n_groups, GraphOptions())
+
+
+def policy_of(space: Space, choices: Sequence[int]) -> Policy:
+    """Returns the policy with these choices for the first groups, and the first alternative of everything else."""
+    return space.decode([*choices, *[0] * (len(space.dimensions) - len(choices))])
 
 
 def fake_measurement(space: Space, policy: Policy) -> Measurement:
@@ -79,6 +85,8 @@ class FakeBenchFactory:
     scratch: str | None = None
     #: raised when a bench is set up; empty means no failure
     setup_error: str = ""
+    #: policy id → scores of its training after each quarter; other policies do not train
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     def workbench(self) -> "FakeWorkbench":
         """Makes a workbench in the calling process."""
@@ -118,6 +126,21 @@ class FakeBenchFactory:
             return []
         return [(phase, start_s, end_s) for phase, start_s, end_s in map(json.loads, path.read_text().splitlines())]
 
+    def note_steps(self, policy: Policy, first: int, last: int) -> None:
+        """Notes which steps of a training were made."""
+        with (self._folder() / "steps").open("a") as file:
+            file.write(json.dumps([policy.id, first, last]) + "\n")
+
+    def steps(self, policy: Policy) -> list[tuple[int, int]]:
+        """Returns (first, last) of the pieces in which a policy was trained, over all processes."""
+        path = self._folder() / "steps"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [(first, last) for name, first, last in map(json.loads, lines) if name == policy.id]
+
+    def trained_mark(self, policy: Policy) -> Path:
+        """Returns the file that is there once the policy's model is trained."""
+        return self._folder() / f"{policy.id}.trained"
+
     def _folder(self) -> Path:
         if self.scratch is None:
             raise SpecError("FakeBenchFactory needs a scratch folder for this")
@@ -133,11 +156,53 @@ class FakeWorkbench:
     def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:  # noqa: ARG002
         """Behaves as scripted, then looks the policy up."""
         with self._factory.logged("score"):
-            behaviour = "" if "device" in self._factory.script.get(policy.id, "") else self._factory.behaviour(policy)
-            _misbehave(behaviour)
+            if not self._factory.script.get(policy.id, "").startswith(("device_", "training_")):
+                _misbehave(self._factory.behaviour(policy))
             whole = fake_measurement(self._factory.space, policy)
             artifact = Artifact(json.dumps(policy.to_json()).encode())
             return artifact, Measurement(whole.accuracy, whole.accuracy_drop, size_bytes=whole.size_bytes)
+
+    def open_training(self, policy: Policy) -> "FakeTraining | None":
+        """Returns the training that the script has a curve for, until it is finished."""
+        curve = self._factory.curves.get(policy.id)
+        if curve is None or self._factory.trained_mark(policy).exists():
+            return None
+        return FakeTraining(self._factory, policy, curve)
+
+
+class FakeTraining:
+    """Scores as scripted, and notes its steps."""
+
+    n_steps = 8
+
+    def __init__(self, factory: FakeBenchFactory, policy: Policy, curve: Sequence[float]) -> None:
+        self._factory, self._policy, self._curve = factory, policy, curve
+        self.n_done = 0
+
+    def advance(self, n_steps: int) -> None:
+        """Behaves as scripted in the second half."""
+        n_after = min(self.n_done + n_steps, self.n_steps)
+        script = self._factory.script.get(self._policy.id, "")
+        if script.startswith("training_") and n_after > self.n_steps // 2:
+            _misbehave(self._factory.behaviour(self._policy).removeprefix("training_"))
+        self._factory.note_steps(self._policy, self.n_done, n_after)
+        self.n_done = n_after
+
+    def score(self) -> float:
+        """Looks the score up."""
+        return self._curve[4 * self.n_done // self.n_steps - 1]
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns the step."""
+        return {"step": np.array(self.n_done)}
+
+    def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Goes on from a step."""
+        self.n_done = int(arrays["step"])
+
+    def finish(self) -> None:
+        """Leaves a mark."""
+        self._factory.trained_mark(self._policy).touch()
 
 
 class FakeDeviceBench:
@@ -156,7 +221,7 @@ class FakeDeviceBench:
         """Behaves as scripted, then looks the policy up."""
         with self._factory.logged("measure"):
             policy = Policy.from_json(json.loads(artifact.model))
-            if "device" in self._factory.script.get(policy.id, ""):
+            if self._factory.script.get(policy.id, "").startswith("device_"):
                 _misbehave(self._factory.behaviour(policy).removeprefix("device_"))
             whole = fake_measurement(self._factory.space, policy)
             return replace(whole, accuracy=None, accuracy_drop=None, size_bytes=None)

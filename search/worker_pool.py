@@ -1,8 +1,10 @@
 """The one protocol behind which trials run: in this process or on Ray."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
 
 from ..compressors.artifact import Artifact
 from ..evaluators.measurement import Measurement
@@ -38,6 +40,60 @@ class Limits:
     timeout_s: float | None = 600.0
     memory_bytes: int | None = None
 
+    def excess(self, elapsed_s: float, used_bytes: int) -> str | None:
+        """Returns what is exceeded, in words; None where nothing is."""
+        if self.timeout_s is not None and elapsed_s >= self.timeout_s:
+            return f"time limit: not finished after {self.timeout_s:g} s"
+        if self.memory_bytes is not None and used_bytes > self.memory_bytes:
+            return f"memory limit: used {used_bytes / 1e6:.0f} MB of {self.memory_bytes / 1e6:.0f} MB"
+        return None
+
+
+class TrialTraining(Protocol):
+    """The training of one policy's model, which can be stopped, scored and gone on with at any moment.
+
+    A training that was interrupted, its process killed too, goes on from the last state that was kept.
+    """
+
+    @property
+    def n_steps(self) -> int:
+        """All steps of the training."""
+        ...
+
+    @property
+    def n_done(self) -> int:
+        """Steps that have been made."""
+        ...
+
+    def advance(self, n_steps: int) -> None:
+        """Makes so many steps, or those that are left.
+
+        Raises:
+            PolicyError: the training diverged.
+        """
+        ...
+
+    def score(self) -> float:
+        """Returns how good the model is by now; greater is better, and better than the budget asks counts as equal.
+
+        Raises:
+            PolicyError: the model as it is now cannot be built.
+            MeasurementError: it cannot be scored.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Returns name → array of everything that going on needs."""
+        ...
+
+    def load_state_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Goes on from what `state_dict` gave."""
+        ...
+
+    def finish(self) -> None:
+        """Keeps the trained model where `Workbench.compress_and_score` finds it; all steps must have been made."""
+        ...
+
 
 class Workbench(Protocol):
     """Compresses and scores; lives in a worker and keeps model, data and caches between jobs."""
@@ -49,6 +105,14 @@ class Workbench(Protocol):
             PolicyError: the policy cannot be built.
             TransientError: the same job may succeed when retried.
             MeasurementError: no trustworthy number could be had.
+        """
+        ...
+
+    def open_training(self, policy: Policy) -> TrialTraining | None:
+        """Returns the training that `compress_and_score` would begin with; None where nothing is to train (any more).
+
+        Raises:
+            PolicyError: the policy cannot be built.
         """
         ...
 

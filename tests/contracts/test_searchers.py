@@ -11,7 +11,7 @@ from trimtab.search.optuna_searcher import build_gp, build_nsga2, build_tpe
 from trimtab.search.random_searcher import RandomSearcher
 from trimtab.search.searcher import Verdict
 from trimtab.search.searcher_contract import SEARCHER_CHECKS, check_learns_from_what_was_injected, run_synthetic
-from trimtab.search.testing import small_space
+from trimtab.search.testing import policy_of, small_space
 
 MODEL_BASED = {"evolution": EvolutionSearcher, "tpe": build_tpe, "nsga2": build_nsga2, "gp": build_gp}
 FACTORIES = {"random": RandomSearcher, **MODEL_BASED}
@@ -60,7 +60,7 @@ def test_gp_without_torch_names_the_extra(monkeypatch):
 def test_nsga2_takes_injected_policies_as_parents():
     space = small_space(n_groups=12)
     searcher = build_nsga2(space, seed=0)
-    best = space.decode([1] * 12 + [0] * 4)
+    best = policy_of(space, [1] * 12)
     for i, policy in enumerate([best, *itertools.islice(space.neighbours(best), 15)]):
         searcher.inject(policy, (float(i), float(i), float(i)), 0.0)
     n_shared = [sum(best[group.name] == s.policy[group.name] for group in space.groups) for s in searcher.ask(4)]
