@@ -11,11 +11,13 @@ from ..spaces.policy import GraphTreatment
 from ..spaces.treatment import Treatment
 from .activations import watched_values
 from .artifact import Artifact
-from .calibration import LazyRanges, Range, collect_histograms
+from .bias_correction import correct_graph
+from .calibration import Histogram, LazyRanges, Range, collect_histograms
+from .equalize import equalize_layers, smooth
 from .graph import input_of, weight_of
 from .lazy_inputs import LazyInputs
 from .prepared import PreparedModel, attach_constants, one_by_one
-from .quantize import QuantizationPlan, quantize_graph
+from .quantize import QuantizationPlan, quantize_graph, rounded_weights
 from .weight_bank import WeightBank
 
 
@@ -29,6 +31,7 @@ class OnnxStage:
     _ranges: dict[tuple[str, str, str], Mapping[str, Range]] = field(default_factory=dict)
     _banks: dict[str, WeightBank] = field(default_factory=dict)
     _inputs: dict[str, LazyInputs] = field(default_factory=dict)
+    _equalized_statistics: dict[tuple[str, str], Mapping[str, Histogram]] = field(default_factory=dict)
 
     def write(self, treatments: Mapping[str, Treatment], graph: GraphTreatment) -> Artifact:
         """Builds the artifact; structure and recovery are behind us.
@@ -41,21 +44,11 @@ class OnnxStage:
             PolicyError: the fusion is not available, or a treatment cannot be written for its layer.
         """
         model = self._parsed(graph).clone()
-        is_static = any(treatment.is_static for treatment in treatments.values())
-        rows = frozenset(layer.name for layer in self.prepared.layers if len(layer.output_shape) == 2)
-        plan = QuantizationPlan(
-            treatments=treatments,
-            quantized_ops=graph.quantized_ops,
-            ranges=self.ranges(graph) if is_static else {},
-            scheme=self.scheme,
-            bank=self._banks.setdefault(graph.equalization, WeightBank()),
-            row_layers=rows,
-            **self._extras(graph),
-        )
+        plan = self._plan(treatments, graph)
         if graph.correction == "bias":
-            from .bias_correction import correct_graph
-
-            correct_graph(model.graph, plan)
+            rounded = rounded_weights(model.graph, plan)
+            integers = {name: array for name, array in rounded.items() if treatments[name].is_quantized}
+            correct_graph(model.graph, integers, plan.inputs)
         quantize_graph(model.graph, plan)
         is_dynamic = any(treatment.activation_range == "dynamic" for treatment in treatments.values())
         pinned = sorted(name for name, treatment in treatments.items() if treatment.compute_dtype == "float32")
@@ -63,20 +56,27 @@ class OnnxStage:
             model=ir.to_proto(model).SerializeToString(),
             precision=graph.precision,
             dynamic_activations=is_dynamic and self.scheme.dynamic_form == "weights",
-            **({"full_precision": tuple(pinned)} if pinned and graph.precision != "float32" else {}),
+            full_precision=() if graph.precision == "float32" else tuple(pinned),
         )
 
-    def _extras(self, graph):
-        import dataclasses
-
-        found = dict(
+    def _plan(self, treatments: Mapping[str, Treatment], graph: GraphTreatment) -> QuantizationPlan:
+        is_static = any(treatment.is_static for treatment in treatments.values())
+        needs_statistics = any(treatment.activation_dtype == "binary" for treatment in treatments.values())
+        # what was learned of a weight is true of that weight, not of one that equalisation has scaled
+        is_as_trained = graph.equalization == "none"
+        return QuantizationPlan(
+            treatments=treatments,
+            quantized_ops=graph.quantized_ops,
+            ranges=self.ranges(graph) if is_static else {},
+            scheme=self.scheme,
+            bank=self._banks.setdefault(graph.equalization, WeightBank()),
+            row_layers=frozenset(layer.name for layer in self.prepared.layers if len(layer.output_shape) == 2),
             inputs=self.inputs(graph.equalization),
-            statistics=self.prepared.statistics[graph.fusion] if graph.equalization == "none" else {},
-            output_scales=self.prepared.output_scales if graph.equalization == "none" else {},
-            learned_steps=self.prepared.learned_steps if graph.equalization == "none" else {},
+            statistics=self._statistics(graph) if needs_statistics else {},
+            output_scales=self.prepared.output_scales if is_as_trained else {},
+            learned_steps=self.prepared.learned_steps if is_as_trained else {},
             rounding=graph.rounding,
         )
-        return {n: v for n, v in found.items() if n in {f.name for f in dataclasses.fields(QuantizationPlan)}}
 
     def ranges(self, graph: GraphTreatment) -> Mapping[str, Range]:
         """Returns value name → calibrated range for the policy's fusion, equalisation and calibration; made once."""
@@ -116,22 +116,26 @@ class OnnxStage:
     def _equalize(self, model: ir.Model, equalization: str) -> ir.Model:
         if equalization == "none":
             return model
-        from .equalize import equalize_layers, smooth
-
         changed = equalize_layers(model) if equalization == "cross_layer" else smooth(model, self.inputs())
         if changed.n_changes == 0:
             raise PolicyError(f"equalization '{equalization}' finds nothing to change in this model; leave it out")
         return changed.model
 
     def _choose_ranges(self, graph: GraphTreatment) -> Mapping[str, Range]:
-        histograms = self.prepared.statistics[graph.fusion]
+        chosen = LazyRanges(self._statistics(graph), graph.calibration)
+        if not self.prepared.learned_ranges or graph.equalization != "none":
+            return chosen
+        return {**chosen, **self._learned_ranges(graph)}
+
+    def _statistics(self, graph: GraphTreatment) -> Mapping[str, Histogram]:
+        """Returns value name → calibration statistics; those of an equalised graph are collected once."""
         if graph.equalization == "none":
-            return {**LazyRanges(histograms, graph.calibration), **self._learned_ranges(graph)} if (
-                self.prepared.learned_ranges
-            ) else LazyRanges(histograms, graph.calibration)  # fmt: skip
-        model = self._parsed(graph)
-        samples = one_by_one(self.prepared.calibration)
-        return LazyRanges(collect_histograms(model, watched_values(model.graph), samples), graph.calibration)
+            return self.prepared.statistics[graph.fusion]
+        key = (graph.fusion, graph.equalization)
+        if key not in self._equalized_statistics:
+            model, samples = self._parsed(graph), one_by_one(self.prepared.calibration)
+            self._equalized_statistics[key] = collect_histograms(model, watched_values(model.graph), samples)
+        return self._equalized_statistics[key]
 
     def _learned_ranges(self, graph: GraphTreatment) -> dict[str, Range]:
         """Returns value name → range of the inputs of trained layers; layers that share an input take the widest."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -14,6 +15,9 @@ from .calibration import Histogram, Range, collect_histograms
 from .fusion import build_variants
 from .graph import BaseGraph, array_of, build_base_graph, find_weights
 from .source import ModelSource, TorchOrigin
+
+if TYPE_CHECKING:
+    from .structures import FoundStructures
 
 #: constants with more elements than this are stored apart from their graphs
 _LARGE = 1024
@@ -46,10 +50,13 @@ class PreparedModel:
     learned_ranges: Mapping[str, Range] = field(default_factory=dict)
     #: the torch module; None for an ``.onnx`` input
     origin: TorchOrigin | None = None
-    #: what can be pruned
-    structures: tuple[Structure, ...] = ()
-    #: (structure, reason) of those that cannot be pruned
-    dropped_structures: tuple[tuple[str, str], ...] = ()
+    #: what can be pruned; None where nobody looked
+    found: "FoundStructures | None" = None
+
+    @property
+    def structures(self) -> tuple[Structure, ...]:
+        """What can be pruned."""
+        return () if self.found is None else self.found.structures
 
     @property
     def fingerprint(self) -> str:

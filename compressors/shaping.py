@@ -1,5 +1,6 @@
 """Models of other shapes, and trained ones: pruning, low rank and recovery, exported and prepared like the original."""
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -203,12 +204,16 @@ class Shaper:
         return factorise_module(module, ranks, inputs=inputs, example_inputs=self._origin().example_inputs)
 
     def _prune(self, shape: Shape) -> Any:
-        from .prune import prune_module
+        from .prune import prune_structures
 
-        origin = self._origin()
+        module, found = self._origin().module, self.stage.prepared.found
+        if not shape.pruned:
+            return copy.deepcopy(module)
+        if found is None:
+            raise PolicyError(f"nobody looked whether {next(iter(shape.pruned))} can be pruned in this model")
         multiple = self.stage.scheme.channel_multiple
         losses = self._losses if self.training is not None else None
-        return prune_module(origin.module, origin.example_inputs, shape.pruned, multiple=multiple, losses=losses)
+        return prune_structures(module, found, shape.pruned, multiple=multiple, losses=losses)
 
     def _losses(self, module: Any) -> Iterable[Any]:
         from .recovery.data import TrainingData

@@ -143,12 +143,13 @@ def _with_structures(file: PolicyFile, prepared: PreparedModel) -> PreparedModel
         raise PolicyError("the policy prunes, which needs the torch model; --model must be module:callable")
     from ..compressors.structures import find_structures
 
-    found = {s.name: s for s in find_structures(prepared.origin.module, prepared.origin.example_inputs).structures}
+    structures = find_structures(prepared.origin.module, prepared.origin.example_inputs)
+    found = {structure.name: structure for structure in structures.structures}
     for name, layers in wanted.items():
         if name not in found or found[name].layers != layers:
             here = f"ties {', '.join(found[name].layers)}" if name in found else "cannot be pruned"
             raise PolicyError(f"the policy prunes {name} with {', '.join(layers)}; in this model it {here}")
-    return replace(prepared, structures=tuple(found.values()))
+    return replace(prepared, found=structures)
 
 
 def _training(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import onnx_ir as ir
@@ -24,6 +24,9 @@ from ..spaces.space import GraphOptions, Space, build_space
 from ..spaces.treatment import Treatment
 from .profiling.device_profiles import why_slow
 from .spec import Spec
+
+if TYPE_CHECKING:
+    from ..compressors.structures import FoundStructures
 
 #: alternatives for ``graph.quantized_ops`` when the spec names none
 _DEFAULT_OPS: tuple[tuple[str, ...], ...] = ((), ("add",), ("add", "pool"), ("matmul",))
@@ -78,16 +81,18 @@ def make_offer(
     options, dropped = resolve_options(
         model.layers, rules, device.capabilities.why_not, is_default=is_default, doubts=doubts
     )
-    structures, refused, lost = _find_structures(rules, model)
+    found, lost = _find_structures(rules, model)
+    structures = () if found is None else found.structures
     pruning, unfit = resolve_structures(structures, rules) if structures else ({}, ())
     recovery, untrained = _recoveries(spec, model, dataset)
     graph, dropped_graph = _graph_options(spec, device, model)
     groups = (*tie_layers(model.layers), *tie_structures(structures, pruning))
     space = build_space(groups, {**options, **pruning}, replace(graph, recovery=recovery))
     offered = tuple(structure for structure in structures if structure.name in pruning)
+    refused = () if found is None else found.dropped
     offer = Offer(space, (*dropped, *lost, *unfit), (*dropped_graph, *untrained), offered, refused)
     origin = model.origin if offer.needs_module else None  # workers need not receive what nothing asks for
-    return offer, replace(model, structures=offered, dropped_structures=refused, origin=origin)
+    return offer, replace(model, found=found, origin=origin)
 
 
 def _to_rule(rule: Any) -> Rule:
@@ -103,21 +108,21 @@ def _why_vain(treatment: Treatment, layer: Any) -> str | None:
 
 def _find_structures(
     rules: Sequence[Rule], model: PreparedModel
-) -> tuple[tuple[Structure, ...], tuple[tuple[str, str], ...], tuple[Dropped, ...]]:
-    """Returns structures, (structure, reason) of what cannot be pruned, and what falls away without a torch module."""
+) -> tuple["FoundStructures | None", tuple[Dropped, ...]]:
+    """Returns what can be pruned (None: nothing was asked for), and what falls away without a torch module."""
     wanted = [rule for rule in rules if any(parse_option("prune", o) != Treatment() for o in rule.prune or ())]
     if not wanted:
-        return (), (), ()
+        return None, ()
     if model.origin is None:
         reason = "pruning changes the torch model, and this one was given as an .onnx file"
-        return (), (), tuple(Dropped(rule.layers, "prune", reason) for rule in wanted)
+        return None, tuple(Dropped(rule.layers, "prune", reason) for rule in wanted)
     from ..compressors.structures import find_structures
 
     found = find_structures(model.origin.module, model.origin.example_inputs)
     if not found.structures:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in found.dropped[:3])
         raise SpecError(f"space: nothing in this model can be pruned ({reasons}); leave out prune")
-    return found.structures, found.dropped, ()
+    return found, ()
 
 
 def _recoveries(
