@@ -25,7 +25,7 @@ def binarize_weight(weight: np.ndarray, form: str, *, axis: int) -> TreatedWeigh
         signs, scale = np.where(rows < 0, -1.0, 1.0), size.mean(1)
     else:
         is_large = size > TERNARY_THRESHOLD * size.mean(1, keepdims=True)
-        signs = np.sign(rows) * is_large
+        signs = np.where(is_large, np.sign(rows), 0.0)
         scale = (size * is_large).sum(1) / np.maximum(is_large.sum(1), 1)
     return TreatedWeight(
         from_rows(signs.astype(np.float32), weight.shape, axis), scale.astype(np.float32), axis, "coded"

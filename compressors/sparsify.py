@@ -1,5 +1,7 @@
 """Sparse weights: which ones stay, by magnitude or by what they do to the output; unstructured or N of every M."""
 
+import math
+
 import numpy as np
 
 from ..spaces.treatment import Treatment
@@ -71,6 +73,26 @@ def choose_kept(
 def n_zeros(n_weights: int, sparsity: float) -> int:
     """Returns how many of the weights become zero; halves round to even, as in torch.nn.utils.prune."""
     return round(sparsity * n_weights)
+
+
+def count_kept(shape: tuple[int, ...], treatment: Treatment, *, axis: int) -> int:
+    """Returns how many weights stay of a weight without zeros.
+
+    Args:
+        shape: of the weight.
+        treatment: its ``sparsity``, ``pattern`` and ``saliency`` count.
+        axis: the axis of the outputs.
+    """
+    n_weights, n_outputs = math.prod(shape), shape[axis]
+    if treatment.pattern != "unstructured":
+        n, m = (int(part) for part in treatment.pattern.split(":"))
+        is_split = axis == 0 and len(shape) > 2 and shape[1] > 1
+        length = shape[1] if is_split else n_weights // n_outputs
+        whole, rest = divmod(length, m)
+        return n_weights // length * (whole * n - (-rest * n // m))
+    if treatment.saliency == "wanda":
+        return n_weights - n_outputs * n_zeros(n_weights // n_outputs, treatment.sparsity)
+    return n_weights - n_zeros(n_weights, treatment.sparsity)
 
 
 def _rank(saliency: np.ndarray, second: np.ndarray, *, is_zero: np.ndarray) -> np.ndarray:

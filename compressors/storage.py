@@ -24,6 +24,11 @@ _ROLES: Mapping[tuple[str, int], str] = {
 #: what only unpacks or reshapes its first input, so that a constant there is what its output is used for
 _TRANSPARENT = frozenset({"DequantizeLinear", "Cast", "Transpose", "Reshape", "Identity"})
 
+#: (operator, position) of what is unpacked, where nothing but constants is read: powers, bases and shapes are others
+_UNPACKED = frozenset({
+    ("Div", 0), ("Mod", 0), ("Slice", 0), ("Add", 0), ("Add", 1), ("Mul", 0), ("Mul", 1), ("MatMul", 0), ("Gather", 1),
+})  # fmt: skip
+
 _FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 _DATA_FIELDS = (
     "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data", "raw_data"
@@ -102,6 +107,12 @@ class _Uses:
         for node in graph.node:
             for position, name in enumerate(node.input):
                 self._readers.setdefault(name, []).append((node, position))
+        #: values that are computed from constants alone: runtimes fold them when they load the model
+        self._folded: set[str] = set()
+        constants = {tensor.name for tensor in graph.initializer}
+        for node in graph.node:
+            if node.input and all(name in constants or name in self._folded for name in node.input):
+                self._folded.update(node.output)
 
     def role(self, name: str, tensor: onnx.TensorProto) -> str:
         """Returns the field of `Storage` that a constant belongs to: the first use that says something."""
@@ -112,7 +123,10 @@ class _Uses:
         return "others"
 
     def _role_at(self, node: Any, position: int, tensor: onnx.TensorProto) -> str:
-        if node.op_type in _TRANSPARENT and position == 0:
+        is_unpacked = node.output[0] in self._folded and (node.op_type, position) in _UNPACKED
+        if is_unpacked and node.op_type == "Mul" and position == 1 and tensor.data_type in _FLOATS:
+            return "scales"  # of a codebook
+        if is_unpacked or (node.op_type in _TRANSPARENT and position == 0):
             return self.role(node.output[0], tensor)
         if node.op_type == "Mul" and self._unscaled(node, position):
             return "scales"
