@@ -33,7 +33,7 @@ def gradual_sparsity(step: int, n_steps: int, final: float) -> float:
     >>> gradual_sparsity(0, 100, 0.8), gradual_sparsity(50, 100, 0.8)
     (0.0, 0.8)
     """
-    n_gradual = _GRADUAL * n_steps
+    n_gradual = int(_GRADUAL * n_steps)
     if step >= n_gradual:
         return final
     return final - final * (1.0 - step / n_gradual) ** 3
@@ -41,6 +41,6 @@ def gradual_sparsity(step: int, n_steps: int, final: float) -> float:
 
 def is_mask_due(step: int, n_steps: int) -> bool:
     """Whether gradual sparsity chooses its zeros anew before this step."""
-    n_gradual = math.ceil(_GRADUAL * n_steps)
-    every = max(1, n_gradual // _N_LEVELS)
+    n_gradual = int(_GRADUAL * n_steps)
+    every = max(1, math.ceil(n_gradual / _N_LEVELS))
     return step == n_gradual or (step < n_gradual and step % every == 0)

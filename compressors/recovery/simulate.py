@@ -249,13 +249,14 @@ def _shared(
         if other == key:
             return stage
     seen = x.detach().float().flatten()
-    made: nn.Module
+    known.append((key, x, _make_input_stage(kind, seen, codes)))
+    return known[-1][2]
+
+
+def _make_input_stage(kind: str, seen: torch.Tensor, codes: str) -> nn.Module:
     if kind == "static":
-        made = RoundedInput(seen, codes)
-    else:
-        made = SignedInput(seen) if kind == "binary" else DynamicInput()
-    known.append((key, x, made))
-    return made
+        return RoundedInput(seen, codes)
+    return SignedInput(seen) if kind == "binary" else DynamicInput()
 
 
 def _represent(module: nn.Module, inputs: Any) -> Any:

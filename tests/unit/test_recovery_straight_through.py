@@ -1,4 +1,4 @@
-"""Roundings and their stand-in derivatives, against closed forms, plain autograd and torch's own learnable operators."""
+"""Roundings and their stand-in derivatives, against closed forms, autograd and torch's learnable operators."""
 
 import numpy as np
 import pytest
