@@ -104,6 +104,8 @@ class Teachers:
     device: torch.device
     #: whether samples come again
     keeps: bool = False
+    #: whether they compute in bfloat16
+    is_half: bool = False
     #: per output an (n_samples, …) tensor
     _kept: list[torch.Tensor] = field(default_factory=list)
 
@@ -120,10 +122,9 @@ class Teachers:
 
     def _ask(self, indices: np.ndarray) -> list[torch.Tensor]:
         batch = take_batch(self.data, indices, device=self.device)
-        with torch.no_grad():
-            answers = [
-                self.targets.soften(list_outputs(module(**batch.inputs)), batch.labels) for module in self.modules
-            ]
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_half):
+            given = [list_outputs(module(**batch.inputs)) for module in self.modules]
+        answers = [self.targets.soften([output.float() for output in outputs], batch.labels) for outputs in given]
         try:
             return [torch.stack(same).mean(0) for same in zip(*answers, strict=True)]
         except (RuntimeError, ValueError) as error:
@@ -159,7 +160,7 @@ class FeatureMatch(nn.Module):
 
     def _watch(self, side: str, place: int, module: nn.Module) -> None:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            self._seen[side, place] = list_outputs(output)[0]
+            self._seen[side, place] = list_outputs(output)[0].float()
 
         module.register_forward_hook(keep)
 

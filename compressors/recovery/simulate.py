@@ -140,10 +140,17 @@ class Simulation:
                 if isinstance(stage, Mask) and id(stage) not in done:
                     done.add(id(stage))
                     with torch.no_grad():
-                        weight = _original(self._modules[path])
+                        weight = latent = self._modules[path].parametrizations.weight.original
                         for before in stages[:place]:
                             weight = before(weight)
-                    stage.choose(weight, gradual_sparsity(step, n_steps, self._treatments[path].sparsity))
+                    sparsity = gradual_sparsity(step, n_steps, self._treatments[path].sparsity)
+                    stage.choose(weight, sparsity, ties=latent)
+
+    @property
+    def is_fine(self) -> bool:
+        """Whether values are rounded to 8 bits, which would drown in the rounding of bfloat16, whose numbers have 8."""
+        coarse = (LearnedRounding, RoundedInput, DynamicInput, BlockRounding)
+        return any(isinstance(module, coarse) for module in self._student.modules())
 
     def special_parameters(self) -> list[nn.Parameter]:
         """Returns codebooks and steps, which move in proportion to their size."""
@@ -228,10 +235,6 @@ def _make_stages(
         elif treatment.weight_dtype == "int8":
             stages.append(LearnedRounding(weight.cpu(), is_per_tensor=treatment.granularity == "tensor"))
     return [stage.to(device) for stage in stages]
-
-
-def _original(module: nn.Module) -> torch.Tensor:
-    return module.parametrizations.weight.original if parametrize.is_parametrized(module, "weight") else module.weight
 
 
 def _input_kind(treatment: Treatment) -> str | None:

@@ -81,20 +81,20 @@ class Mask(nn.Module):
         """(n_outputs, …) → the same shape."""
         return torch.where(self.kept, weight, 0.0)
 
-    def choose(self, weight: torch.Tensor, sparsity: float) -> None:
-        """Chooses anew which weights stay.
+    def choose(self, weight: torch.Tensor, sparsity: float, *, ties: torch.Tensor) -> None:
+        """Chooses anew which weights stay; those that were zero may come back.
 
         Args:
             weight: (n_outputs, …) before the mask.
             sparsity: share of zeros; a pattern comes as near as it can without exceeding its own.
+            ties: the shape of the weight; what decides between equal ones.
         """
         aim = _at_level(self._treatment, sparsity)
         if aim is None:
             self.kept.fill_(True)
             return
-        dense = weight.detach().cpu().numpy()
-        # zeros are chosen first, and those of the mask are to be free again
-        self.kept.copy_(torch.from_numpy(choose_kept(dense, aim, axis=0, inputs=self._inputs)))
+        dense, latent = weight.detach().cpu().numpy(), ties.detach().cpu().numpy()
+        self.kept.copy_(torch.from_numpy(choose_kept(dense, aim, axis=0, inputs=self._inputs, ties=latent)))
 
 
 def _at_level(treatment: Treatment, sparsity: float) -> Treatment | None:

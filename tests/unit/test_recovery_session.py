@@ -36,8 +36,9 @@ def cnn_data(n=40):
 
 
 def cnn_session(treatment, student=None, **recovery):
-    chosen = Recovery("finetune", **{"epochs": 2, "batch_size": 8, "learning_rate": 0.05, **recovery})
-    return RecoverySession(student or small_cnn(), cnn_data(), RecoveryPlan(dict.fromkeys(LAYERS, treatment), chosen))
+    chosen = Recovery(**{"method": "finetune", "epochs": 2, "batch_size": 8, "learning_rate": 0.05, **recovery})
+    plan = RecoveryPlan(dict.fromkeys(LAYERS, treatment), chosen, teachers=(small_cnn(seed=1),))
+    return RecoverySession(student or small_cnn(), cnn_data(), plan)
 
 
 def are_equal(left, right):
@@ -48,7 +49,7 @@ def are_equal(left, right):
 @pytest.mark.parametrize("name", TREATMENTS)
 def test_trained_weights_stay_as_they_are_under_their_treatment(name) -> None:
     treatment = TREATMENTS[name]
-    session = cnn_session(treatment, epochs=1, sparsity_schedule="gradual" if "int8" in name else "constant")
+    session = cnn_session(treatment, epochs=1, sparsity_schedule="gradual" if " " in name else "constant")
     session.advance(session.n_steps)
     before = small_cnn()
     for layer in LAYERS:
@@ -57,16 +58,25 @@ def test_trained_weights_stay_as_they_are_under_their_treatment(name) -> None:
         assert not np.array_equal(weight, before.get_submodule(layer).weight.detach().numpy())
 
 
-@pytest.mark.parametrize("name", ["binary", "2:4 wanda", "sparse clusters", "sparse int8"])
-def test_going_on_from_a_state_gives_the_same_bits(name) -> None:
+@pytest.mark.parametrize(
+    ("name", "method", "features"),
+    [
+        ("binary", "distill", ()),
+        ("2:4 wanda", "finetune", ()),
+        ("sparse clusters", "distill", (("stem", "point"),)),
+        ("sparse int8", "finetune", ()),
+    ],
+)
+def test_going_on_from_a_state_gives_the_same_bits(name, method, features) -> None:
     student = small_cnn()
     student.pool = nn.Sequential(student.pool, nn.Dropout(0.3))
-    whole = cnn_session(TREATMENTS[name], student, sparsity_schedule="gradual")
+    how = {"method": method, "features": features, "sparsity_schedule": "gradual"}
+    whole = cnn_session(TREATMENTS[name], student, **how)
     stop = int(np.random.default_rng(len(name)).integers(1, whole.n_steps))
     whole.advance(stop)
     state = whole.state_dict()
     whole.advance(whole.n_steps)
-    again = cnn_session(TREATMENTS[name], student, sparsity_schedule="gradual")
+    again = cnn_session(TREATMENTS[name], student, **how)
     again.load_state_dict(state)
     again.advance(whole.n_steps)
     assert are_equal(whole.finish().module, again.finish().module)
