@@ -9,6 +9,7 @@ from ..hw_profiles.target import Capabilities
 from ..spaces.policy import GraphTreatment
 from ..spaces.recovery import Recovery
 from ..spaces.treatment import Treatment
+from .accounting import account_weights
 from .artifact import Artifact
 from .onnx_stage import OnnxStage
 from .prepared import PreparedModel
@@ -45,6 +46,17 @@ class Pipeline:
         shape = self.shape_of(treatments, recovery)
         stage = self.stage_of(shape)
         return stage.write(shape.remaining(stage.prepared.layers), graph)
+
+    def account(self, treatments: Mapping[str, Treatment], recovery: Recovery | None = None) -> int:
+        """Returns the bytes that the policy's weights take in the file, from shapes and treatments alone.
+
+        Raises:
+            PolicyError: as `build`.
+        """
+        shape = self.shape_of(treatments, recovery)
+        prepared = self.stage_of(shape).prepared
+        stored = shape.remaining(prepared.layers)
+        return account_weights(prepared.layers, stored, output_scales=prepared.output_scales)
 
     def shape_of(self, treatments: Mapping[str, Treatment], recovery: Recovery | None = None) -> Shape:
         """Returns what a policy does to shapes and weights before the ONNX stage.

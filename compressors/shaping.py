@@ -49,10 +49,11 @@ class Shape:
     @classmethod
     def of(cls, treatments: Mapping[str, Treatment], recovery: Recovery) -> "Shape":
         """Takes a policy's treatments apart; those of structures have a colon in their name."""
-        layers = {name: t for name, t in treatments.items() if ":" not in name and t != Treatment()}
+        ordered = sorted((name, t) for name, t in treatments.items() if t != Treatment())
+        layers = {name: t for name, t in ordered if ":" not in name}
         ranks = {name: only(t, _RANK_FIELDS) for name, t in layers.items() if t.rank != 1.0}
         stored = {name: without(t, (*_RANK_FIELDS, *_PRUNE_FIELDS)) for name, t in layers.items()}
-        pruned = {name: t for name, t in treatments.items() if ":" in name and t != Treatment()}
+        pruned = {name: t for name, t in ordered if ":" in name}
         return cls(pruned, ranks, stored, recovery)
 
     @property

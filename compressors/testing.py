@@ -3,16 +3,19 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 
 from ..spaces.policy import GraphTreatment, Policy
+from ..spaces.recovery import Recovery
 from ..spaces.treatment import Treatment
 from .artifact import Artifact
 from .pipeline import Pipeline
+from .storage import stored_bytes
 
 
 def small_cnn(*, seed: int = 0) -> Any:
@@ -105,7 +108,7 @@ def random_inputs(name: str, n: int, *, seed: int = 0) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class CompressionCase:
-    """A technique, as a treatment of some layers of a model."""
+    """A technique, as a treatment of some layers or structures of a model, with or without recovery."""
 
     #: returns a pipeline that has built nothing yet
     make_pipeline: Callable[[], Pipeline]
@@ -114,11 +117,17 @@ class CompressionCase:
     treatment: Treatment
     #: model input name → (batch, …) array
     inputs: Mapping[str, np.ndarray]
+    recovery: Recovery = field(default_factory=Recovery)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy of the case; groups are called as what they treat."""
+        return Policy(dict.fromkeys(self.layers, self.treatment), recovery=self.recovery)
 
     def build(self, pipeline: Pipeline | None = None) -> Artifact:
-        """Builds the artifact in which every layer of the case is treated."""
+        """Builds the artifact in which everything that the case names is treated."""
         treatments = dict.fromkeys(self.layers, self.treatment)
-        return (pipeline or self.make_pipeline()).build(treatments, GraphTreatment())
+        return (pipeline or self.make_pipeline()).build(treatments, GraphTreatment(), self.recovery)
 
 
 def run_artifact(artifact: Artifact, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -147,18 +156,22 @@ def the_identity_changes_nothing(case: CompressionCase) -> None:
 
 
 def building_is_pure(case: CompressionCase) -> None:
-    """One pipeline builds the same bytes again, whatever it built in between."""
+    """One pipeline builds the same bytes again, whatever it built in between; the torch module stays as it was."""
     pipeline = case.make_pipeline()
+    before = _state_of(pipeline)
     first, original = case.build(pipeline), pipeline.build({}, GraphTreatment())
     pipeline.build({case.layers[0]: case.treatment}, GraphTreatment())
     _require(case.build(pipeline) == first, "a build must not depend on those before it")
     _require(pipeline.build({}, GraphTreatment()) == original, "a build must not change the model")
+    after = _state_of(pipeline)
+    is_same = before.keys() == after.keys() and all(np.array_equal(before[name], after[name]) for name in before)
+    _require(is_same, "a build must not change the torch module")
 
 
 def building_is_deterministic(case: CompressionCase) -> None:
     """Two pipelines build the same bytes, whatever the order in which layers are named."""
     treatments = dict.fromkeys(reversed(case.layers), case.treatment)
-    other = case.make_pipeline().build(treatments, GraphTreatment())
+    other = case.make_pipeline().build(treatments, GraphTreatment(), case.recovery)
     _require(case.build() == other, "equal policies must give equal bytes")
 
 
@@ -169,9 +182,23 @@ def size_and_digest_are_those_of_the_bytes(case: CompressionCase) -> None:
     _require(artifact.sha256 == hashlib.sha256(artifact.model).hexdigest(), "sha256 must be that of the bytes")
 
 
+def the_file_is_as_large_as_accounted(case: CompressionCase) -> None:
+    """What the weights take in the file is what shapes and treatments say, within 1 % of the file."""
+    pipeline = case.make_pipeline()
+    artifact = case.build(pipeline)
+    accounted = pipeline.account(dict.fromkeys(case.layers, case.treatment), case.recovery)
+    shape = pipeline.shape_of(dict.fromkeys(case.layers, case.treatment), case.recovery)
+    names = tuple(f"{layer.name}.weight" for layer in pipeline.stage_of(shape).prepared.layers)
+    constants = onnx.load_model_from_string(artifact.model).graph.initializer
+    found = sum(stored_bytes(tensor) for tensor in constants if tensor.name.startswith(names))
+    _require(
+        abs(accounted - found) <= 0.01 * artifact.size_bytes, f"weights take {found} bytes, accounted were {accounted}"
+    )
+
+
 def its_policy_survives_json(case: CompressionCase) -> None:
     """A policy with this treatment comes back from JSON equal, with the same id."""
-    policy = Policy(dict.fromkeys(case.layers, case.treatment))
+    policy = case.policy
     again = Policy.from_json(json.loads(json.dumps(policy.to_json())))
     _require((again, again.id, hash(again)) == (policy, policy.id, hash(policy)), "a policy must survive JSON")
 
@@ -183,8 +210,14 @@ COMPRESSION_CHECKS: tuple[Callable[[CompressionCase], None], ...] = (
     building_is_pure,
     building_is_deterministic,
     size_and_digest_are_those_of_the_bytes,
+    the_file_is_as_large_as_accounted,
     its_policy_survives_json,
 )
+
+
+def _state_of(pipeline: Pipeline) -> dict[str, np.ndarray]:
+    origin = pipeline.prepared.origin
+    return {} if origin is None else {n: t.detach().numpy().copy() for n, t in origin.module.state_dict().items()}
 
 
 def _require(holds: bool, message: str) -> None:
