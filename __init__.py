@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         TrimtabError,
     )
     from trimtab.evaluators.dataset import Dataset, Split
-    from trimtab.experiments.apply import Applied, apply
+    from trimtab.experiments.apply import Applied, ApplyOptions, apply
     from trimtab.experiments.launch import SearchResult, resume, search
     from trimtab.experiments.policy_file import PolicyFile, load_policy
     from trimtab.experiments.profiling.profile import ProfileResult, profile
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Applied",
+    "ApplyOptions",
     "ArtifactError",
     "DataError",
     "Dataset",
@@ -57,7 +58,7 @@ _HOMES = {
         "RunError", "SpecError", "TransientError", "TrimtabError",
     ),
     "trimtab.evaluators.dataset": ("Dataset", "Split"),
-    "trimtab.experiments.apply": ("Applied", "apply"),
+    "trimtab.experiments.apply": ("Applied", "ApplyOptions", "apply"),
     "trimtab.experiments.launch": ("SearchResult", "resume"),
     "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
     "trimtab.experiments.profiling.profile": ("ProfileResult", "profile"),
