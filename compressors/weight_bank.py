@@ -97,8 +97,10 @@ class WeightBank:
         """Returns what the stored weight stands for: float32, the shape of the weight."""
         treatment = layer.treatment
         if treatment.weight_dtype in ("float32", "float16"):
-            half = treatment.weight_dtype == "float16"
-            return _as_dtype(self.treated(layer).array, np.float16 if half else np.float32).astype(np.float32)
+            dtype = np.float16 if treatment.weight_dtype == "float16" else np.float32
+            scale, treated = self.floats(layer, dtype).scale, self.treated(layer)
+            stored = _as_dtype(treated.array if scale is None else treated.values, dtype).astype(np.float32)
+            return stored if scale is None else stored * scale
         if treatment.weight_dtype == "float8":
             return self.float8(layer).array
         if treatment.granularity.startswith("block"):

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, SpecError, TrimtabError
@@ -188,21 +189,32 @@ def find_group_size(model: bytes) -> int:
         A multiple of 32 from 32 to 128.
     """
     graph = onnx.load_model_from_string(model).graph
-    weights = {weight.name: list(weight.dims) for weight in graph.initializer}
-    unpacked = {
-        node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear" and node.input[0] in weights
-    }
+    constants = {constant.name: constant for constant in graph.initializer}
+    producers = {node.output[0]: node for node in graph.node}
     depths = [_LARGEST_GROUP]
     for node in graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or node.input[1] not in unpacked:
+        source = producers.get(node.input[1]) if node.op_type in ("MatMul", "Gemm") else None
+        if source is None or source.op_type != "DequantizeLinear":
             continue
-        source = unpacked[node.input[1]]
-        dims = weights[source.input[0]]
+        dims = _constant_dims(source.input[0], constants, producers)
         if len(dims) < 2:
             continue
         depth = dims[-1] if _attribute(node, "transB") else dims[-2]
         depths.append(_attribute(source, "block_size") or depth)
     return max(_SMALLEST_GROUP, min(depths) // _SMALLEST_GROUP * _SMALLEST_GROUP)
+
+
+def _constant_dims(name: str, constants: Mapping[str, Any], producers: Mapping[str, Any]) -> list[int]:
+    """Returns the sides of a constant, or of what is unpacked from constants; none where that is not seen."""
+    if name in constants:
+        return list(constants[name].dims)
+    node = producers.get(name)
+    if node is None:
+        return []
+    if node.op_type == "Reshape" and node.input[1] in constants:
+        return [int(side) for side in numpy_helper.to_array(constants[node.input[1]])]
+    position = {"Gather": 1, "Add": 0, "Cast": 0}.get(node.op_type)  # from values to their codes, and on
+    return [] if position is None else _constant_dims(node.input[position], constants, producers)
 
 
 def _attribute(node: onnx.NodeProto, name: str) -> int:
