@@ -1,7 +1,7 @@
 """Weights as the file holds them, each made once per (layer, treatment) and kept."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -185,8 +185,12 @@ def _rounding_of(layer: LayerWeight) -> Rounding:
 
 
 def _bytes_of(made: object) -> int:
+    return sum({id(array): array.nbytes for array in _arrays_in(made)}.values())
+
+
+def _arrays_in(made: object) -> Iterator[np.ndarray]:
     if isinstance(made, np.ndarray):
-        return made.nbytes
-    if is_dataclass(made):
-        return sum(_bytes_of(getattr(made, field.name)) for field in fields(made))
-    return 0
+        yield made
+    elif is_dataclass(made):
+        for field in fields(made):
+            yield from _arrays_in(getattr(made, field.name))
