@@ -14,7 +14,7 @@ from trimtab.compressors.testing import random_inputs, small_transformer
 from trimtab.evaluators.device import build_device
 from trimtab.hw_profiles.target import Target
 from trimtab.spaces.policy import GraphTreatment
-from trimtab.spaces.treatment import QUANTIZE_OPTIONS
+from trimtab.spaces.treatment import QUANTIZE_OPTIONS, Treatment
 
 #: protobuf's tags and lengths, the name and the dimensions of one constant
 MOST_OVERHEAD = 160
@@ -76,6 +76,34 @@ def test_int8_weights_have_a_scale_and_a_zero_point_per_column(pipeline, linears
     storage = measure_storage(treated(pipeline, linears, "int8_weight").model)
     columns = sum(layer.weight_shape[1] for layer in linears)
     assert (storage.scales, storage.zero_points) == (4 * columns, columns)
+
+
+_LARGE = [(32, 64), (64, 32)]  # of the linear layers: `up` and `down`
+
+
+@pytest.mark.parametrize(
+    ("treatment", "weights", "scales"),
+    [
+        # two codes of 16 in a byte, and a codebook of floats
+        (Treatment(clusters=16), 32 * 64 // 2 + 16 * 4, 0),
+        # eight signs in a byte, two values, and a scale for each column
+        (Treatment(binary="binary"), 32 * 64 // 8 + 2 * 4, 4),
+        # four codes of 4 in a byte; DequantizeLinear has a scale for each column
+        (Treatment(clusters=4, weight_dtype="int8"), 32 * 64 // 4 + 4, 4),
+        # a bit for each, what stays after a 0, and an int32 for each 256
+        (Treatment(sparsity=0.75, weight_dtype="float16"), 32 * 64 // 8 + 2 * (512 + 1) + 4 * 8, 0),
+        (Treatment(pattern="1:4"), 32 * 64 // 8 + 4 * (512 + 1) + 4 * 8, 0),
+    ],
+    ids=lambda value: value.label if isinstance(value, Treatment) else None,
+)
+def test_packed_weights_are_weights_and_what_scales_them_are_scales(treatment, weights, scales, pipeline, linears):
+    large = [layer for layer in linears if layer.weight_shape in _LARGE]
+    assert len(large) == 2
+    plain = measure_storage(pipeline.build({}, GraphTreatment()).model)
+    packed = measure_storage(pipeline.build({layer.name: treatment for layer in large}, GraphTreatment()).model)
+    assert packed.weights - plain.weights == 2 * (weights - 4 * 32 * 64)
+    assert packed.scales - plain.scales == scales * (32 + 64)
+    assert packed.biases == plain.biases
 
 
 def test_biases_and_other_constants_are_told_apart():

@@ -5,7 +5,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quant_utils
 from trimtab.compressors.activations import activation_scale
 from trimtab.compressors.calibration import Range
-from trimtab.compressors.weights import quantize_blocks, quantize_weight
+from trimtab.compressors.treated_weight import TreatedWeight
+from trimtab.compressors.weights import quantize_blocks, quantize_values, quantize_weight, raise_scale
 
 
 def _weights(shape):
@@ -150,3 +151,82 @@ def test_symmetric_codes_are_unsigned_where_nothing_is_negative(low, high):
     made = activation_scale(Range(low, high), "symmetric")
     assert made == activation_scale(Range(low, high), "symmetric_signed" if low < 0 else "asymmetric")
     assert made.zero_point == 0
+
+
+# -- few values -----------------------------------------------------------------------------------
+
+
+def _treated(scale=None):
+    """Six outputs in two groups with codebooks of very different size."""
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.choice([-0.5, 0.1, 2.0], (3, 8)), rng.choice([-1e-3, 4e-3], (3, 8))])
+    return TreatedWeight(values.astype(np.float32), scale, 0, "coded")
+
+
+def test_few_values_are_rounded_by_the_largest_of_their_codebook():
+    treated, groups = _treated(), np.array([0, 0, 0, 1, 1, 1])
+    made = quantize_values(treated, groups=groups)
+    np.testing.assert_allclose(made.scale, np.repeat(np.float32([2 / 127, 4e-3 / 127]), 3), rtol=1e-6)
+    expected = {-0.5: -32, 0.1: 6, 2.0: 127, -1e-3: -32, 4e-3: 127}
+    for value, code in expected.items():
+        assert set(made.codes[treated.values == np.float32(value)]) == {code}
+    assert np.abs(made.array - treated.array).max() <= 1 / 127
+
+
+def test_signs_are_codes_of_one():
+    treated = TreatedWeight(np.float32([[1, -1], [-1, -1]]), np.float32([0.25, 3.0]), 0, "coded")
+    made = quantize_values(treated, step=1.0)
+    np.testing.assert_array_equal(made.codes, [[1, -1], [-1, -1]])
+    np.testing.assert_array_equal(made.scale, treated.scale)
+    np.testing.assert_array_equal(made.array, treated.array)
+
+
+def test_a_negative_scale_turns_the_codes():
+    scale = np.float32([1, -2, 1, -1, 0.5, 3])
+    upright, turned = quantize_values(_treated()), quantize_values(_treated(scale))
+    np.testing.assert_allclose(turned.scale, upright.scale * np.abs(scale), rtol=1e-6)
+    np.testing.assert_array_equal(turned.codes, upright.codes * np.sign(scale)[:, None])
+    np.testing.assert_array_equal(turned.groups, scale < 0)
+
+
+def test_one_scale_stands_for_all_outputs_where_it_can():
+    assert quantize_values(_treated(), is_shared=True).scale.shape == ()
+    assert quantize_values(_treated(np.full(6, 2, np.float32)), is_shared=True).axis is None
+    assert quantize_values(_treated(np.arange(1, 7, dtype=np.float32)), is_shared=True).scale.shape == (6,)
+
+
+@pytest.mark.parametrize("axis", [None, 1])
+def test_raising_a_scale_rounds_anew_what_it_is_for_and_nothing_else(axis):
+    weight = _weights((5, 7))
+    stored = quantize_weight(weight, axis=axis)
+    floor = np.zeros(7, np.float32)
+    floor[3] = 4 * stored.scale.max()
+    made = raise_scale(stored, weight, floor)
+    rounded = np.clip(np.rint(weight / made.scale), -127, 127)
+    np.testing.assert_array_equal(made.codes, rounded)
+    if axis is None:
+        assert made.scale == floor[3]
+    else:
+        np.testing.assert_array_equal(np.delete(made.codes, 3, 1), np.delete(stored.codes, 3, 1))
+        np.testing.assert_array_equal(made.scale != stored.scale, floor > 0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize(("n_inputs", "n_outputs", "block_size"), _SHAPES)
+def test_blocks_unpack_to_what_the_specification_says(bits, n_inputs, n_outputs, block_size):
+    made = quantize_blocks(_weights((n_outputs, n_inputs)).T, bits=bits, block_size=block_size)
+    np.testing.assert_array_equal(made.unpack(n_inputs), _unpack(made, n_inputs, n_outputs))
+
+
+def test_a_rounding_sees_outputs_as_rows_and_the_scale_of_each_weight():
+    seen = []
+
+    def spy(rows, scales, limits):
+        seen.append((rows.shape, np.broadcast_to(scales, rows.shape).shape, limits))
+        return np.zeros(rows.shape)
+
+    weight = _weights((8, 3, 3, 3))
+    assert not quantize_weight(weight, axis=0, rounding=spy).codes.any()
+    quantize_weight(weight[..., 0, 0].T, axis=None, outputs=1, rounding=spy)
+    assert not quantize_blocks(weight[..., 0, 0].T, bits=4, block_size=16, rounding=spy).unpack(3).any()
+    assert seen == [((8, 27), (8, 27), (-127, 127)), ((8, 3), (8, 3), (-127, 127)), ((8, 3), (8, 3), (-8, 7))]
