@@ -68,6 +68,11 @@ def factor_name(layer: str, position: int) -> str:
     return f"{path}.{position}{sign}{copy}"
 
 
+def geometries_of(base: BaseGraph) -> dict[str, LayerGeometry]:
+    """Returns layer → what low rank has to know of it: groups, strides and sides, which a `Layer` does not tell."""
+    return {name: geometry_of(nodes[0], base.shapes) for name, nodes in _nodes_of(base.model.graph).items()}
+
+
 def geometry_of(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> LayerGeometry:
     """Returns what low rank has to know of a node with a weight.
 

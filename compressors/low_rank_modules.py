@@ -54,7 +54,10 @@ def factorise_module(
     views = _observe(result, [target.layer for target in targets], examples) if examples is not None else {}
     for target in targets:
         view = views.get(target.layer, _View())
-        _replace(result, target, _factorise(target, view, (inputs or {}).get(target.name)), view)
+        seen = None  # statistics may be collected when they are first asked for
+        if inputs is not None and target.treatment.rank_error == "output":
+            seen = inputs.get(target.name)
+        _replace(result, target, _factorise(target, view, seen), view)
     if examples is not None:
         _check_runs(result, examples)
     return result

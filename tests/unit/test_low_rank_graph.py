@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from trimtab.compressors.artifact import Artifact
 from trimtab.compressors.graph import build_base_graph
 from trimtab.compressors.layer_inputs import collect_layer_inputs
-from trimtab.compressors.low_rank_graph import factorise_graph
+from trimtab.compressors.low_rank import why_not_low_rank
+from trimtab.compressors.low_rank_graph import factorise_graph, geometries_of
 from trimtab.compressors.source import ModelSource, load_source
 from trimtab.compressors.testing import random_inputs
 from trimtab.core.errors import PolicyError
@@ -217,6 +218,20 @@ def test_multiply_accumulates_are_those_that_torch_counts():
 def test_a_layer_that_cannot_be_taken_apart_is_named(bases, name, reason):
     with pytest.raises(PolicyError, match=reason):
         factorise_graph(bases["cnn"], {name: HALF}, {})
+
+
+def test_the_graph_tells_of_groups_and_strides_before_anything_is_built():
+    net = nn.Sequential(nn.Conv2d(16, 16, 3, groups=4), nn.Conv2d(16, 16, 3, stride=4), nn.Flatten(), nn.Linear(64, 9))
+    x = torch.zeros(1, 16, 10, 10)
+    base = build_base_graph(load_source((net, {"input": x})), {"input": x.numpy()})
+    grouped, strided, linear = geometries_of(base).values()
+    spatial = Treatment(rank=0.8, decomposition="spatial")
+    assert "one group, and this one has 4" in why_not_low_rank(grouped, HALF)
+    # 3×1 on 2 × 8 places and 1×3 on 2 × 2 with rank 19: 19·16·3·(16 + 4) = 18240 over 16·16·9·4 = 9216
+    assert strided.sides == (8, 8)
+    assert "takes 1.98 times the layer's own multiply-accumulates" in why_not_low_rank(strided, spatial)
+    assert why_not_low_rank(strided, HALF) is None
+    assert linear.weight_shape == (64, 9)
 
 
 def test_an_embedding_has_no_low_rank(bases):

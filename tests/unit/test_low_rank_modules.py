@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 from trimtab.compressors.graph import build_base_graph
 from trimtab.compressors.layer_inputs import collect_layer_inputs
-from trimtab.compressors.low_rank_graph import factorise_graph
+from trimtab.compressors.low_rank import why_not_low_rank
+from trimtab.compressors.low_rank_graph import factorise_graph, geometries_of
 from trimtab.compressors.low_rank_modules import factorise_module
 from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs, small_cnn, small_transformer
+from trimtab.compressors.testing_models import TEST_MODELS, build_test_model
 from trimtab.core.errors import PolicyError
 from trimtab.spaces.treatment import Treatment
 
@@ -57,6 +59,22 @@ def test_outputs_and_names_are_those_of_the_graph(bases, name, by):
     np.testing.assert_allclose(_run_module(module, inputs), _run_graph(graph, inputs), atol=1e-5)
     exported = build_base_graph(load_source(module), random_inputs(name, 1))
     assert {layer.name: layer for layer in exported.layers} == {layer.name: layer for layer in graph.layers}
+
+
+@pytest.mark.parametrize("name", TEST_MODELS)
+def test_networks_with_every_kind_of_coupling_go_through(name):
+    module = build_test_model(name)
+    rng = np.random.default_rng(0)
+    inputs = {key: value[:1].numpy() for key, value in module.example_inputs.items()}
+    inputs = {k: rng.normal(size=v.shape).astype(v.dtype) if v.dtype == np.float32 else v for k, v in inputs.items()}
+    base, treatment = build_base_graph(load_source(module), inputs), Treatment(rank=0.6)
+    geometries = geometries_of(base)
+    treatments = {name: treatment for name, g in geometries.items() if why_not_low_rank(g, treatment) is None}
+    graph, factored = factorise_graph(base, treatments, {}), factorise_module(module, treatments)
+    assert len(treatments) > 3
+    np.testing.assert_allclose(_run_module(factored, inputs), _run_graph(graph, inputs), atol=1e-5)
+    exported = build_base_graph(load_source(factored), inputs)
+    assert {layer.name for layer in exported.layers} == {layer.name for layer in graph.layers}
 
 
 @settings(deadline=None, max_examples=20)
