@@ -39,7 +39,7 @@ class TerminalObserver:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("preparing", total=None, best="")
-        self._n_failed = 0
+        self._n_failed = self._n_stopped = 0
         self.started_s = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -58,11 +58,14 @@ class TerminalObserver:
     def on_record(self, record: Record, best: Record | None) -> None:
         """Moves the bar and shows the best so far."""
         self._n_failed += record.status is Status.FAILED
+        self._n_stopped += record.status is Status.PRUNED
         text = "best so far: none within the budget"
         if best is not None:
             text = f"best so far: {_brief(best.measurement)} (trial {best.id})"
         if self._n_failed:
             text += f", {self._n_failed} failed"
+        if self._n_stopped:
+            text += f", {self._n_stopped} stopped early"
         self._progress.update(self._task, advance=1, best=text)
 
     def on_stop(self, reason: str) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from filelock import FileLock, Timeout
 from ray import exceptions, tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -51,8 +52,10 @@ _TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
-#: what a killed search left behind is removed after so many seconds
-_LEFTOVER_S = 7 * 24 * 3600.0
+#: held while a race is on
+_LOCK = "lock"
+#: seconds within which a race takes its lock
+_NEW_S = 60.0
 
 
 class AshaPool:
@@ -210,11 +213,22 @@ def _folder() -> Iterator[Path]:
     """Makes a folder for one race, which every node of a cluster sees, and removes it afterwards."""
     races = cache_folder() / "races"
     races.mkdir(parents=True, exist_ok=True)
-    for leftover in races.iterdir():
-        if time.time() - leftover.stat().st_mtime > _LEFTOVER_S:
-            shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=races, prefix="race-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    for other in races.iterdir():
+        _remove_leftover(other)
+    with tempfile.TemporaryDirectory(dir=races, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        with FileLock(folder / _LOCK):
+            yield folder
+
+
+def _remove_leftover(folder: Path) -> None:
+    """Removes what a killed search left behind: a folder that nobody holds, and that was not made just now."""
+    try:
+        if time.time() - folder.stat().st_mtime > _NEW_S:
+            with FileLock(folder / _LOCK, timeout=0):
+                shutil.rmtree(folder, ignore_errors=True)
+    except (Timeout, OSError):
+        return  # a race is on, or another search removes it
 
 
 @contextmanager

@@ -57,29 +57,28 @@ class TuneTrial(tune.Trainable):
     def setup(self, config: dict[str, Any], *, factory: BenchFactory, terms: Terms) -> None:
         """Sets up a bench in this process, and opens the first training."""
         self._terms = terms
+        self._bench: Workbench | None = None
         self._watch: _Watch | None = None
+        self._training: TrialTraining | None = None
         #: how the trial ended, and why
         self._ended: tuple[str, str] | None = None
+        #: the rung that was reported last; 0 before the first
+        self._rung = 0
         try:
-            self._bench: Workbench | None = factory.workbench()
+            self._bench = factory.workbench()
         except Exception as error:
-            self._bench, self._ended = None, setup_failure(error)
-            return
+            self._ended = setup_failure(error)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Opens the training of another trial, which goes on from where it was interrupted."""
-        if self._bench is None:
+        bench = self._bench
+        if bench is None:
             return True
         self.cleanup()
         job = self._terms.jobs[new_config["job"]]
-        bench = self._bench
-        self._job_id = job.id
+        self._job_id, self._rung, self._ended, self._training = job.id, 0, None, None
         self._watch = _Watch(self._terms.limits, self._terms.notice_of(job.id))
-        self._ended = None
-        #: the rung that was reported last; 0 before the first
-        self._rung = 0
-        self._training: TrialTraining | None = None
         self._training = self._guard(lambda: bench.open_training(job.policy))
         return True
 

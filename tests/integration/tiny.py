@@ -2,12 +2,15 @@
 
 import time
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 from trimtab import Dataset, Split
 from trimtab.evaluators.testing import SimulatedDevice
 
-N_CALIBRATION, N_VALIDATION, N_TEST = 8, 64, 64
+N_CALIBRATION, N_VALIDATION, N_TEST, N_TRAIN = 8, 64, 64, 512
+#: what `noted_loss` writes
+STEPS = Path(__file__).with_name("steps.log")
 
 
 def cnn():
@@ -36,6 +39,42 @@ def retrained():
         for parameter in model.parameters():
             parameter.mul_(1 + 0.01 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def mlp():
+    """Small enough to be trained within a second."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    layers = {"first": nn.Linear(32, 48), "relu": nn.ReLU(), "second": nn.Linear(48, 4)}
+    model = nn.Sequential(OrderedDict(layers)).eval()
+    model.example_inputs = {"input": torch.zeros(2, 32)}
+    return model
+
+
+def lessons():
+    """Vectors to learn from, labelled by the untouched model; every step of a training leaves a line in a file."""
+    import torch
+
+    def split(n, seed):
+        vectors = np.random.default_rng(seed).normal(size=(n, 32)).astype(np.float32)
+        with torch.no_grad():
+            labels = mlp()(torch.from_numpy(vectors)).argmax(1).numpy()
+        return Split({"input": vectors}, labels)
+
+    splits = split(N_CALIBRATION, 1), split(N_VALIDATION, 2), split(N_TEST, 3), split(N_TRAIN, 4)
+    return Dataset(*splits, loss="tiny:noted_loss")
+
+
+def noted_loss(outputs, labels):
+    """Cross entropy, slow enough for a training to be interrupted."""
+    from torch.nn import functional
+
+    with STEPS.open("a") as file:
+        file.write("step\n")
+    time.sleep(0.01)
+    return functional.cross_entropy(outputs[0], labels)
 
 
 def images():

@@ -46,12 +46,12 @@ def running_ray():
 
 @pytest.mark.slow
 def test_the_worse_trials_are_stopped_and_a_killed_one_goes_on_from_its_checkpoint(running_ray, tmp_path, capfd):
-    jobs = make_jobs(7)
-    curves = [(0.5, 0.6), (0.4, 0.9), (0.7, 0.8), (0.6, 0.5), (0.9, 0.95), (0.8, 0.9), (0.95, 0.96)]
-    behaviours = {4: "training_crash_once", 5: "training_infeasible", 6: "training_hang"}
+    jobs = make_jobs(8)
+    curves = [(0.5, 0.6), (0.4, 0.9), (0.7, 0.8), (0.6, 0.5), *[(0.9, 0.9)] * 4]
+    behaviours = {4: "crash_once", 5: "infeasible", 6: "hang", 7: "transient"}
     factory = FakeBenchFactory(
         SPACE,
-        {jobs[i].policy.id: behaviour for i, behaviour in behaviours.items()},
+        {jobs[i].policy.id: f"training_{behaviour}" for i, behaviour in behaviours.items()},
         str(tmp_path),
         curves={jobs[i].policy.id: [first, second, second, second] for i, (first, second) in enumerate(curves)},
     )
@@ -68,23 +68,37 @@ def test_the_worse_trials_are_stopped_and_a_killed_one_goes_on_from_its_checkpoi
         4: Status.COMPLETE,  # killed once
         5: Status.INFEASIBLE,
         6: Status.FAILED,
-        7: Status.COMPLETE,  # does not train
+        7: Status.FAILED,
+        8: Status.COMPLETE,  # does not train
     }
     assert outcomes[1].error == "stopped after 25% of its training: a score of 0.4 is below the median so far"
     assert outcomes[3].error == "stopped after 50% of its training: a score of 0.5 is below the median so far"
     assert outcomes[5].error == "the fake cannot build this policy"
     assert outcomes[6].error == "given up after 2 attempts: time limit: not finished after 4 s"
+    assert outcomes[7].error.startswith("given up after 2 attempts: ")
+    assert "the fake lost its connection" in outcomes[7].error
 
     # eight steps each: a quarter, another, and the rest
     whole = [(0, 2), (2, 4), (4, 8)]
-    steps = {job.id: factory.steps(job.policy) for job in jobs}
-    assert steps == {0: whole, 1: whole[:1], 2: whole, 3: whole[:2], 4: whole, 5: whole[:2], 6: whole[:2], 7: []}
-    for i in (0, 2, 4, 7):
+    first, second = whole[:1], whole[:2]
+    expected = [whole, first, whole, second, whole, second, second, second, []]
+    assert [factory.steps(job.policy) for job in jobs] == expected
+    for i in (0, 2, 4, 8):
         assert outcomes[i].measurement == fake_measurement(SPACE, jobs[i].policy)
 
     # nobody but Ray's own daemon, on the crash, says anything
     assert [line for line in "".join(capfd.readouterr()).splitlines() if line and "(raylet)" not in line] == []
     assert np.random.get_state()[1].tolist() == state
+
+
+@pytest.mark.slow
+def test_a_bench_that_cannot_be_set_up_ends_the_search(running_ray, tmp_path):
+    jobs = make_jobs(2)
+    curves = {job.policy.id: [1.0] * 4 for job in jobs}
+    factory = FakeBenchFactory(SPACE, {}, str(tmp_path), setup_error="the fake model is missing", curves=curves)
+    pool = AshaPool(RayPool(factory, Limits(), n_workers=1))
+    with closing(pool), pytest.raises(SpecError, match="the worker cannot be set up: the fake model is missing"):
+        list(pool.run(jobs))
 
 
 def test_a_search_keeps_what_was_stopped_and_tells_that_it_was_bad(tmp_path):
