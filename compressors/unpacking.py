@@ -38,6 +38,13 @@ class ConstantWriter:
             return self._write_masked(name, packed)
         return add_initializer(self._graph, name, packed)
 
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """Adds an array of which the file says type and shape once, in the array itself; a taken name gets a number."""
+        unique = self._free_name(name)
+        value = ir.Value(name=unique, const_value=ir.tensor(array, name=unique))
+        self._graph.register_initializer(value)
+        return value
+
     def node(self, op_type: str, *inputs: ir.Value, name: str | None = None, **attributes: int) -> ir.Value:
         """Adds a node that reads constants; returns its output, under a short name unless it is given one."""
         node = ir.node(op_type, list(inputs), attributes, name="")
@@ -52,7 +59,7 @@ class ConstantWriter:
     def shared(self, name: str, array: np.ndarray) -> ir.Value:
         """Returns a constant that is stored once, under a name that says what it holds."""
         if name not in self._shared:
-            self._shared[name] = add_initializer(self._graph, name, array)
+            self._shared[name] = self.constant(name, array)
         return self._shared[name]
 
     def _free_name(self, name: str | None) -> str:
@@ -67,9 +74,8 @@ class ConstantWriter:
     def _write_codes(self, name: str, coded: Coded) -> ir.Value:
         codes = self._unpack_digits(f"{name}_packed", coded.packed, coded.base, coded.shape)
         if coded.offsets is not None:
-            codes = self.node("Add", codes, add_initializer(self._graph, f"{name}_books", coded.offsets))
-        codebook = add_initializer(self._graph, f"{name}_values", coded.codebook)
-        return self._typed(self.node("Gather", codebook, codes, name=name), coded)
+            codes = self.node("Add", codes, self.constant(f"{name}_books", coded.offsets))
+        return self.node("Gather", self.constant(f"{name}_values", coded.codebook), codes, name=name)
 
     def _write_masked(self, name: str, masked: Masked) -> ir.Value:
         """Gathers kept element number n for the n-th bit that is set, and element 0, which is 0, for the others.
@@ -80,21 +86,22 @@ class ConstantWriter:
         shape = (len(masked.starts), ROW)
         mask = self._unpack_digits(f"{name}_mask", masked.bits, 2, shape)
         counts = self.node("MatMul", mask, self._triangle())
-        numbers = self.node("Add", counts, add_initializer(self._graph, f"{name}_starts", masked.starts))
+        numbers = self.node("Add", counts, self.constant(f"{name}_starts", masked.starts))
         index = self._reshape(self.node("Mul", numbers, mask), shape, masked.shape)
         kept = masked.values
         if isinstance(kept, Coded):  # what fills its last byte does not matter here
             kept = replace(kept, shape=(kept.packed.size * digits_per_byte(kept.base),))
-        values = self.write(f"{name}_kept", kept)
-        return self._typed(self.node("Gather", values, index, name=name), kept)
+            values = self._write_codes(f"{name}_kept", kept)
+        else:
+            values = self.constant(f"{name}_kept", kept)
+        return self.node("Gather", values, index, name=name)
 
     def _unpack_digits(self, name: str, packed: np.ndarray, base: int, shape: tuple[int, ...]) -> ir.Value:
         """Returns int32 codes of the shape."""
         digits, base = digits_per_byte(base), max(base, 2)
         if digits == 1:
-            return self.node("Cast", add_initializer(self._graph, name, packed.reshape(shape)), to=_INT32)
-        stored = add_initializer(self._graph, name, packed[:, None])
-        number = self.node("Cast", stored, to=_INT32)
+            return self.node("Cast", self.constant(name, packed.reshape(shape)), to=_INT32)
+        number = self.node("Cast", self.constant(name, packed[:, None]), to=_INT32)
         powers = self.shared(f"unpack_powers_{base}", (base ** np.arange(digits)).astype(np.int32))
         radix = self.shared(f"unpack_base_{base}", np.asarray(base, np.int32))
         codes = self.node("Mod", self.node("Div", number, powers), radix)
@@ -118,9 +125,3 @@ class ConstantWriter:
             row = self.node("Transpose", column)
             self._shared["unpack_triangle"] = self.node("Cast", self.node("LessOrEqual", column, row), to=_INT32)
         return self._shared["unpack_triangle"]
-
-    @staticmethod
-    def _typed(value: ir.Value, stored: np.ndarray | Coded) -> ir.Value:
-        dtype = stored.codebook.dtype if isinstance(stored, Coded) else stored.dtype
-        value.type = ir.TensorType(ir.DataType.from_numpy(dtype))
-        return value

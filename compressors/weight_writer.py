@@ -66,12 +66,14 @@ class WeightWriter:
         if layer.treatment.weight_dtype == "float32":
             if layer.is_treated:
                 stored = self._plan.bank.floats(layer, np.float32)
-                node.replace_input_with(node.inputs.index(weight), self._unpacked(f"{weight.name}_float32", stored))
+                node.replace_input_with(
+                    node.inputs.index(weight), self._unpacked(f"{weight.name}_float32", layer, stored)
+                )
             return
         stored = self._plan.bank.floats(layer, np.float16)
         position, name = node.inputs.index(weight), f"{weight.name}_float16"
         if stored.scale is not None:
-            node.replace_input_with(position, self._unpacked(name, stored))
+            node.replace_input_with(position, self._unpacked(name, layer, stored))
             return
         half = self._constant(name, stored.packed)
         if node.op_type == "Gather":  # cast what was looked up, not the table
@@ -84,15 +86,15 @@ class WeightWriter:
         self._graph.insert_before(node, cast)
         node.replace_input_with(position, cast.outputs[0])
 
-    def _unpacked(self, name: str, stored: FloatWeight) -> ir.Value:
+    def _unpacked(self, name: str, layer: LayerWeight, stored: FloatWeight) -> ir.Value:
         """Returns the weight in float32, times its scale, as constants that the runtime folds."""
         value = self._constant(name, stored.packed)
         if stored.scale is None:
             return value
         if f"{name}_scaled" not in self._stored:
-            if value.dtype != ir.DataType.FLOAT:
+            if layer.treatment.weight_dtype == "float16":
                 value = self._constants.node("Cast", value, to=_FLOAT)
-            scale = add_initializer(self._graph, f"{name}_scale", stored.scale)
+            scale = self._constants.constant(f"{name}_scale", stored.scale)
             self._stored[f"{name}_scaled"] = self._constants.node("Mul", value, scale, name=f"{name}_scaled")
         return self._stored[f"{name}_scaled"]
 
