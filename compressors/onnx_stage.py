@@ -18,6 +18,7 @@ from .graph import input_of, weight_of
 from .lazy_inputs import LazyInputs
 from .prepared import PreparedModel, attach_constants, one_by_one
 from .quantize import QuantizationPlan, quantize_graph, rounded_weights
+from .short_names import shorten_names
 from .weight_bank import WeightBank
 
 
@@ -53,11 +54,22 @@ class OnnxStage:
         is_dynamic = any(treatment.activation_range == "dynamic" for treatment in treatments.values())
         pinned = sorted(name for name, treatment in treatments.items() if treatment.compute_dtype == "float32")
         return Artifact(
-            model=ir.to_proto(model).SerializeToString(),
+            model=self._serialise(model, graph.fusion),
             precision=graph.precision,
             dynamic_activations=is_dynamic and self.scheme.dynamic_form == "weights",
             full_precision=() if graph.precision == "float32" else tuple(pinned),
         )
+
+    def _serialise(self, model: ir.Model, fusion: str) -> bytes:
+        proto = ir.to_proto(model)
+        float_graph = self._parsed(GraphTreatment(fusion=fusion)).graph
+        nodes = {str(node.name) for node in float_graph}
+        values = {
+            str(value.name) for node in float_graph for value in (*node.inputs, *node.outputs) if value is not None
+        }
+        shorten_names(proto, nodes | values)
+        content: bytes = proto.SerializeToString()
+        return content
 
     def _plan(self, treatments: Mapping[str, Treatment], graph: GraphTreatment) -> QuantizationPlan:
         is_static = any(treatment.is_static for treatment in treatments.values())

@@ -1,6 +1,6 @@
 """What a spec offers on this model and target: the space, and what fell away with the reason."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,13 +9,15 @@ import onnx
 import onnx_ir as ir
 
 from ..compressors.activations import OP_FAMILIES
+from ..compressors.factor_shapes import LayerGeometry
 from ..compressors.low_rank import why_not_low_rank
+from ..compressors.low_rank_graph import geometries_of
 from ..compressors.onnx_stage import OnnxStage
 from ..compressors.prepared import PreparedModel
 from ..core.errors import PolicyError, SpecError
 from ..evaluators.dataset import Dataset
 from ..evaluators.device import Device
-from ..spaces.layer import Structure
+from ..spaces.layer import Layer, Structure
 from ..spaces.options import describe_option, parse_option
 from ..spaces.policy import CALIBRATIONS
 from ..spaces.recovery import Recovery
@@ -77,7 +79,7 @@ def make_offer(
     """
     rules = [_to_rule(rule) for rule in spec.space]
     is_default = "space" not in spec.model_fields_set
-    doubts = Doubts(partial(why_slow, profile), _why_vain)
+    doubts = Doubts(partial(why_slow, profile), partial(_why_vain, geometries_of(model.base)))
     options, dropped = resolve_options(
         model.layers, rules, device.capabilities.why_not, is_default=is_default, doubts=doubts
     )
@@ -102,8 +104,8 @@ def _to_rule(rule: Any) -> Rule:
     )  # fmt: skip
 
 
-def _why_vain(treatment: Treatment, layer: Any) -> str | None:
-    return why_not_low_rank(layer, treatment) if treatment.rank != 1.0 else None
+def _why_vain(geometries: Mapping[str, LayerGeometry], treatment: Treatment, layer: Layer) -> str | None:
+    return why_not_low_rank(geometries.get(layer.name, layer), treatment) if treatment.rank != 1.0 else None
 
 
 def _find_structures(

@@ -1,4 +1,4 @@
-"""What a spec offers: structures beside layers, techniques that a model cannot have, combinations that are not legal."""
+"""What a spec offers: structures beside layers, techniques that a model cannot have, combinations that are illegal."""
 
 import numpy as np
 import onnx

@@ -102,6 +102,13 @@ _SAME_PLACES = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def long_names(monkeypatch):
+    """Leaves the names by which a constant tells what it is for."""
+    monkeypatch.setattr("trimtab.compressors.onnx_stage.shorten_names", lambda *_: None)
+
+
+@pytest.mark.usefixtures("long_names")
 @pytest.mark.parametrize(("name", "families", "op_types", "excluded"), _SAME_PLACES.values(), ids=_SAME_PLACES)
 def test_static_int8_is_that_of_onnxruntime_output_for_output(
     name, families, op_types, excluded, bases, pipeline, tmp_path
@@ -355,6 +362,7 @@ def _one_conv(weight, bias):
 
 @pytest.mark.parametrize("granularity", ["tensor", "channel"])
 @pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.usefixtures("long_names")
 def test_a_bias_that_int32_cannot_hold_raises_the_scale_of_the_weight(granularity, sign, schemes):
     # input scale 1/255 · weight scale 1e-9/127: one step of the bias would be 3e-14, and 5 is 1.6e14 of them
     source = _one_conv([1e-9, 0.5, 1e-9], [sign * 5.0, 0.25, 0.0])
