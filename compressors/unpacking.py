@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime
 
 from .graph import add_initializer
 from .packing import ROW, Coded, Masked, Packed, digits_per_byte
@@ -125,3 +127,51 @@ class ConstantWriter:
             row = self.node("Transpose", column)
             self._shared["unpack_triangle"] = self.node("Cast", self.node("LessOrEqual", column, row), to=_INT32)
         return self._shared["unpack_triangle"]
+
+
+#: what `ConstantWriter` writes with, and no more
+_OPERATORS = frozenset({
+    "Add", "Cast", "Div", "Gather", "LessOrEqual", "MatMul", "Mod", "Mul", "Reshape", "Slice", "Transpose"
+})  # fmt: skip
+
+
+def unpack_constants(model: bytes) -> bytes:
+    """Returns a model whose packed constants are stored element by element, for runtimes that do not fold them.
+
+    Args:
+        model: a serialised ONNX model; one without packed constants comes back as it is.
+    """
+    proto = onnx.load_model_from_string(model)
+    graph = proto.graph
+    known = {tensor.name for tensor in graph.initializer}
+    folded: dict[str, onnx.NodeProto] = {}
+    for node in graph.node:
+        if node.op_type in _OPERATORS and not node.domain and known.issuperset(node.input):
+            folded[node.output[0]] = node
+            known.add(node.output[0])
+    rest = [node for node in graph.node if node.output[0] not in folded]
+    wanted = [name for name in folded if any(name in node.input for node in rest)]
+    if not wanted:
+        return model
+    unpacked = onnx.GraphProto(name="constants", initializer=graph.initializer)
+    unpacked.node.extend(folded.values())
+    unpacked.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
+    arrays = _run_constants(
+        onnx.ModelProto(graph=unpacked, ir_version=proto.ir_version, opset_import=proto.opset_import)
+    )
+    read = {name for node in rest for name in node.input} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    kept += [onnx.numpy_helper.from_array(array, name) for name, array in zip(wanted, arrays, strict=True)]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(rest)
+    graph.initializer.extend(kept)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _run_constants(model: onnx.ModelProto) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    arrays: list[np.ndarray] = session.run(None, {})
+    return arrays

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 
 from ..compressors.artifact import Artifact
+from ..compressors.unpacking import unpack_constants
 from ..core.cache import cache_folder
 from ..core.errors import MeasurementError, SpecError
 from ..core.files import short_digest
@@ -90,8 +91,9 @@ class TensorRtDevice:
         if artifact.mixes_precisions:
             raise MeasurementError("tensorrt is told one precision for all layers, and keeps no single ones in float32")
         try:
-            inputs = read_inputs(onnx.load_model_from_string(artifact.model).graph)
-            violations, codes = check_tensorrt_rules(artifact.model), find_codes(artifact.model)
+            model = unpack_constants(artifact.model)  # weights have to be codes that stand in the file
+            inputs = read_inputs(onnx.load_model_from_string(model).graph)
+            violations, codes = check_tensorrt_rules(model), find_codes(model)
         except Exception as error:  # protobuf raises several types
             raise MeasurementError(f"tensorrt cannot read the model: {error}") from error
         if violations:
@@ -102,7 +104,7 @@ class TensorRtDevice:
         from .tensorrt_engine import EngineOrder, build_engine
 
         order = EngineOrder(self.target.batch_size, artifact.precision, inputs, codes, self._timing_cache())
-        return TensorRtExecutable(build_engine(artifact.model, order), inputs)
+        return TensorRtExecutable(build_engine(model, order), inputs)
 
     def _timing_cache(self) -> Path:
         """A file per GPU and version: TensorRT discards the times of others."""

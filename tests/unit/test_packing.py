@@ -6,9 +6,13 @@ import numpy as np
 import onnx
 import pytest
 from trimtab.compressors import packing
+from trimtab.compressors.artifact import Artifact
 from trimtab.compressors.pipeline import Pipeline
-from trimtab.compressors.testing import random_inputs
+from trimtab.compressors.testing import random_inputs, run_artifact
+from trimtab.compressors.unpacking import unpack_constants
 from trimtab.evaluators.device import build_device
+from trimtab.evaluators.tensorrt_device import tensorrt_capabilities
+from trimtab.evaluators.tensorrt_rules import check_tensorrt_rules
 from trimtab.hw_profiles.target import Target
 from trimtab.spaces.policy import GraphTreatment
 from trimtab.spaces.treatment import Treatment
@@ -113,3 +117,23 @@ def test_a_weight_that_two_layers_share_is_packed_once(few, build):
     finals = [node.output[0] for node in graph.node if node.op_type == "Gather" and not node.name]
     assert finals.count("twice.weight_int8") == 1
     assert sum(node.op_type == "DequantizeLinear" for node in graph.node) == 2
+
+
+@pytest.mark.parametrize(("name", "how"), _CASES)
+def test_unpacked_by_hand_a_model_is_the_same_with_nothing_left_to_fold(name, how, build, layers):
+    few = itertools.cycle(_FEW.values())
+    packed = build(name, "onnxruntime", {layer: Treatment(**next(few), **_STORED[how]) for layer in layers[name]})
+    unpacked = Artifact(unpack_constants(packed.model))
+    assert not _unpacking(unpacked)
+    assert unpack_constants(unpacked.model) == unpacked.model
+    inputs = random_inputs(name, 4, seed=2)
+    for got, want in zip(run_artifact(unpacked, inputs), run_artifact(packed, inputs), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_tensorrt_takes_packed_codes_once_they_are_unpacked(prepared, layers, monkeypatch):
+    monkeypatch.setattr(packing, "_NODE_BYTES", dict.fromkeys(packing._NODE_BYTES, 0))
+    pipeline = Pipeline(prepared["cnn"], tensorrt_capabilities())
+    model = pipeline.build(dict.fromkeys(layers["cnn"], Treatment(clusters=16, **_INT8)), GraphTreatment()).model
+    assert check_tensorrt_rules(model)
+    assert not check_tensorrt_rules(unpack_constants(model))
