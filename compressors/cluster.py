@@ -44,26 +44,36 @@ def cluster_weight(
         PolicyError: the statistics do not fit the weight.
     """
     rows, scale = _take_out(as_rows(weight, axis), output_scale)
-    importance = np.ones(rows.shape)
-    if treatment.cluster_weighting == "sensitivity":
-        importance = input_energy(inputs, *rows.shape)
-        if scale is not None:
-            importance = importance * scale.astype(np.float64)[:, None] ** 2
-    if treatment.sparsity > 0:  # what becomes 0 afterwards takes no part in the codebook
-        importance = importance * as_rows(choose_kept(weight, treatment, axis=axis, inputs=inputs), axis)
+    importance = _weigh(weight, treatment, axis, inputs, scale)
     step = len(rows) if treatment.cluster_scope == "tensor" else GROUP_CHANNELS
     values = np.empty(rows.shape, np.float32)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        is_used = None if scale is None else np.broadcast_to(scale[part, None] != 0, rows[part].shape)
+        used = slice(None) if scale is None else scale[part] != 0
         codebook = find_codebook(
-            rows[part] if is_used is None else rows[part][is_used],
+            rows[part][used],
             treatment.clusters,
-            importance=importance[part] if is_used is None else importance[part][is_used],
+            importance=None if importance is None else importance[part][used],
             with_zero=treatment.sparsity > 0,
         )
         values[part] = assign(rows[part], codebook)
     return TreatedWeight(from_rows(values, weight.shape, axis), scale, axis, "coded")
+
+
+def _weigh(
+    weight: np.ndarray, treatment: Treatment, axis: int, inputs: LayerInputs | None, scale: np.ndarray | None
+) -> np.ndarray | None:
+    """Returns what the squared error of each weight counts: (n_outputs, K) float64; None: all alike."""
+    importance = None
+    if treatment.cluster_weighting == "sensitivity":
+        n_outputs = weight.shape[axis]
+        importance = input_energy(inputs, n_outputs, weight.size // n_outputs)
+        if scale is not None:
+            importance = importance * scale.astype(np.float64)[:, None] ** 2
+    if treatment.sparsity > 0:  # what becomes 0 afterwards takes no part in the codebook
+        kept = as_rows(choose_kept(weight, treatment, axis=axis, inputs=inputs), axis).astype(np.float64)
+        importance = kept if importance is None else importance * kept
+    return importance
 
 
 def _take_out(rows: np.ndarray, output_scale: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -105,9 +115,11 @@ def find_codebook(
     few = _few_values(flat, n_values, with_zero=with_zero)
     if few is not None:
         return few
-    order = np.argsort(flat, kind="stable")
-    weights = np.ones(flat.size) if importance is None else importance.ravel()[order]
-    points = _Points.of(flat[order].astype(np.float64), weights)
+    if importance is None:
+        points = _Points.of(np.sort(flat), None)
+    else:
+        order = np.argsort(flat, kind="stable")
+        points = _Points.of(flat[order], importance.ravel()[order])
     codebook = _start(points, n_values)
     zero = None
     if with_zero:
@@ -149,12 +161,15 @@ class _Points:
     moment_sums: np.ndarray
 
     @classmethod
-    def of(cls, ordered: np.ndarray, weights: np.ndarray) -> "_Points":
-        """Counts equal neighbours once; weights: (n,) float64, of which not all may be 0."""
-        largest = weights.max()
-        weights = np.maximum(weights / largest, 1e-9) if largest > 0 else np.ones(weights.size)
+    def of(cls, ordered: np.ndarray, weights: np.ndarray | None) -> "_Points":
+        """Counts equal neighbours once: (n,) float32, ascending; weights: (n,) float64, None: all 1."""
         starts = np.flatnonzero(np.append(True, np.diff(ordered) > 0))
-        values, together = ordered[starts], np.add.reduceat(weights, starts)
+        values = ordered[starts].astype(np.float64)
+        largest = 0.0 if weights is None else weights.max()
+        if weights is None or largest == 0:
+            together = np.diff(np.append(starts, len(ordered))).astype(np.float64)
+        else:
+            together = np.add.reduceat(np.maximum(weights / largest, 1e-9), starts)
         return cls(values, np.append(0.0, np.cumsum(together)), np.append(0.0, np.cumsum(together * values)))
 
     def means(self, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
