@@ -21,7 +21,7 @@ env: $(READY) ## make .venv
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,cluster,tune,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,tune,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(CARRIERS)
 	touch $@
 
@@ -52,7 +52,7 @@ bench-overhead: $(READY) ## what a trial costs besides building and measuring
 	$(BIN)/python -m trimtab.experiments.benchmarks.overhead
 
 bench-latency: $(READY) ## how well four methods price policies that they never saw, seven networks, both runtimes (an hour)
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,cluster,tune,bench,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,tune,bench,dev]'
 	$(BIN)/python -m trimtab.experiments.benchmarks.latency
 
 bench-techniques: $(READY) ## every technique alone and combined, with and without recovery, both runtimes (two hours)
