@@ -26,8 +26,8 @@ class ActivationWriter:
         self._scales: dict[ir.Value, ActivationScale] = {}
         #: value → (codes, scale, zero point) of its dynamic quantisation
         self._dynamic: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
-        #: value → its signs times their scale, or its twin in float8
-        self._signs: dict[ir.Value, ir.Value] = {}
+        #: value and its two levels → its signs; value → its twin in float8
+        self._signs: dict[tuple[ir.Value, float, float], ir.Value] = {}
         self._float8: dict[ir.Value, ir.Value] = {}
 
     def quantize_input(self, node: ir.Node, position: int) -> None:
@@ -61,21 +61,28 @@ class ActivationWriter:
             self._dynamic[value] = tuple(quantize.outputs)  # type: ignore[assignment]
         return self._dynamic[value]
 
-    def write_signs(self, node: ir.Node) -> None:
-        """Lets a node read sign(x) × mean |x|, with sign(0) = 1, instead of its input x.
+    def write_signs(self, node: ir.Node, levels: tuple[float, float] | None) -> None:
+        """Lets a node read one of two values instead of its input x: the higher from their middle on.
 
-        Source: Rastegari et al., XNOR-Net (2016), section 3.2, with one scale for the whole input, from calibration.
+        Args:
+            node: a layer.
+            levels: the two values that training has learned; None takes mean x ± mean |x - mean x| from calibration.
+
+        Around a mean of 0 these are sign(x) × mean |x|: Rastegari et al., XNOR-Net (2016), section 3.2, with one scale
+        for the whole input. What comes out of a Relu has no other signs than around its mean.
         """
         value = input_of(node, 0)
-        if value not in self._signs:
-            scale = np.float32(self._mean_magnitude(value))
-            zero, high, low = (
-                add_initializer(self._graph, f"{value.name}_{name}", np.asarray(number, np.float32))
-                for name, number in (("zero", 0.0), ("sign_high", scale), ("sign_low", -scale))
+        low, high = levels or self._mean_levels(value)
+        key = (value, low, high)
+        if key not in self._signs:
+            name = f"{value.name}_{len(self._signs)}"
+            middle, above, below = (
+                add_initializer(self._graph, f"{name}_{part}", np.asarray(number, np.float32))
+                for part, number in (("middle", (low + high) / 2), ("sign_high", high), ("sign_low", low))
             )
-            is_high = self._after(value, ir.node("GreaterOrEqual", [value, zero]), f"{value.name}_is_high")
-            self._signs[value] = self._after(is_high, ir.node("Where", [is_high, high, low]), f"{value.name}_sign")
-        node.replace_input_with(0, self._signs[value])
+            is_high = self._after(value, ir.node("GreaterOrEqual", [value, middle]), f"{name}_is_high")
+            self._signs[key] = self._after(is_high, ir.node("Where", [is_high, above, below]), f"{name}_sign")
+        node.replace_input_with(0, self._signs[key])
 
     def write_float8(self, node: ir.Node) -> None:
         """Lets a node read its input rounded to float8 (E4M3FN); the largest calibrated magnitude becomes 448."""
@@ -95,11 +102,11 @@ class ActivationWriter:
             self._float8[value] = twin
         node.replace_input_with(0, self._float8[value])
 
-    def _mean_magnitude(self, value: ir.Value) -> float:
+    def _mean_levels(self, value: ir.Value) -> tuple[float, float]:
         histogram = self._plan.statistics.get(self._name(value))
         if histogram is None:
             raise PolicyError(f"there are no calibration statistics for the value '{value.name}'")
-        return _mean_of(histogram)
+        return _levels_of(histogram)
 
     def _name(self, value: ir.Value) -> str:
         """Returns the name under which calibration knows a value, or that of which it is the twin."""
@@ -131,7 +138,9 @@ class ActivationWriter:
         return node.outputs[0]
 
 
-def _mean_of(histogram: Histogram) -> float:
-    """Returns the mean of |x|, to half the width of a bin."""
+def _levels_of(histogram: Histogram) -> tuple[float, float]:
+    """Returns mean x ± mean |x - mean x|, to half the width of a bin."""
     middles = (histogram.edges[:-1] + histogram.edges[1:]) / 2
-    return float((histogram.counts * np.abs(middles)).sum() / histogram.counts.sum())
+    mean = float(np.average(middles, weights=histogram.counts))
+    distance = float(np.average(np.abs(middles - mean), weights=histogram.counts))
+    return mean - distance, mean + distance

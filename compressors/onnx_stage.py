@@ -87,6 +87,7 @@ class OnnxStage:
             statistics=self._statistics(graph) if needs_statistics else {},
             output_scales=self.prepared.output_scales if is_as_trained else {},
             learned_steps=self.prepared.learned_steps if is_as_trained else {},
+            learned_levels=self.prepared.learned_levels if is_as_trained else {},
             rounding=graph.rounding,
         )
 

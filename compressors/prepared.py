@@ -48,6 +48,8 @@ class PreparedModel:
     learned_steps: Mapping[str, np.ndarray] = field(default_factory=dict)
     #: layer → range of its quantised input as learned in training
     learned_ranges: Mapping[str, Range] = field(default_factory=dict)
+    #: layer → the two values of its binary input as learned in training
+    learned_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     #: the torch module; None for an ``.onnx`` input
     origin: TorchOrigin | None = None
     #: what can be pruned; None where nobody looked
@@ -107,6 +109,7 @@ def prepare_graph(
         output_scales=scales,
         learned_steps=source.learned_steps,
         learned_ranges={name: Range(*edges) for name, edges in source.learned_ranges.items()},
+        learned_levels=source.learned_levels,
         origin=source.origin,
     )
 

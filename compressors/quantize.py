@@ -38,12 +38,14 @@ class QuantizationPlan:
     row_layers: frozenset[str] = frozenset()
     #: layer → what enters it; asked only where a treatment chooses weights by it
     inputs: Mapping[str, LayerInputs] = field(default_factory=dict)
-    #: value name → calibration statistics, from which binary activations have their scale
+    #: value name → calibration statistics, from which binary activations have their two values
     statistics: Mapping[str, Histogram] = field(default_factory=dict)
     #: layer → (n_outputs,) by which a merged batch norm multiplied its weight; a layer that is missing: 1
     output_scales: Mapping[str, np.ndarray] = field(default_factory=dict)
     #: layer → (n_outputs,) steps of its int8 weight as learned in training, before that batch norm
     learned_steps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    #: layer → the two values of its binary input as learned in training
+    learned_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     #: how integer codes are chosen: one of `spaces.policy.ROUNDINGS`
     rounding: str = "nearest"
 
@@ -121,9 +123,9 @@ def _write_activations(
             if value is not None and value.const_value is None and (position == 0 or node.op_type != "Clip"):
                 activations.quantize_input(node, position)
         activations.quantize_output(output)
-    for node, _, treatment in treated:
+    for node, weight, treatment in treated:
         if treatment.activation_dtype == "binary":
-            activations.write_signs(node)
+            activations.write_signs(node, plan.learned_levels.get(_layer_name(weight)))
         elif treatment.activation_dtype == "float8":
             activations.write_float8(node)
 

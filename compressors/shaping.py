@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 _RANK_FIELDS = ("rank", "rank_by", "decomposition", "rank_error")
 _PRUNE_FIELDS = ("keep_channels", "importance")
 #: raised by hand when code that a trained model depends on changes
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,12 @@ class Shaper:
     def export(self, recovered: Any) -> ModelSource:
         """Exports what a session ended with, or had come to, with what it learned of the rounding."""
         source = export_module(recovered.module, self._origin().example_inputs)
-        return replace(source, learned_steps=recovered.learned_steps, learned_ranges=recovered.learned_ranges)
+        return replace(
+            source,
+            learned_steps=recovered.learned_steps,
+            learned_ranges=recovered.learned_ranges,
+            learned_levels=recovered.learned_levels,
+        )
 
     def adopt(self, shape: Shape, recovered: Any) -> ModelSource:
         """Exports what a session ended with, and keeps it for `make`."""

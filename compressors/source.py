@@ -49,6 +49,8 @@ class ModelSource:
     learned_steps: Mapping[str, np.ndarray] = field(default_factory=dict)
     #: layer → (low, high) of its quantised input that training has learned
     learned_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    #: layer → the two values of its binary input that training has learned
+    learned_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def load_source(model: Any) -> ModelSource:

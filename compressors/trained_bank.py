@@ -33,13 +33,17 @@ class TrainedBank:
         arrays = self._read(self._path(key))
         if arrays is None or _MODEL not in arrays:
             return None
-        ranges = {name: (float(low), float(high)) for name, (low, high) in _take(arrays, "range").items()}
+        ranges, levels = (
+            {name: (float(low), float(high)) for name, (low, high) in _take(arrays, prefix).items()}
+            for prefix in ("range", "level")
+        )
         return ModelSource(
             arrays[_MODEL].tobytes(),
             _take(arrays, "parameter"),
             _take(arrays, "sample"),
             learned_steps=_take(arrays, "step"),
             learned_ranges=ranges,
+            learned_levels=levels,
         )
 
     def keep(self, key: str, source: ModelSource) -> ModelSource:
@@ -50,6 +54,7 @@ class TrainedBank:
             ("sample", source.sample),
             ("step", source.learned_steps),
             ("range", {name: np.array(edges) for name, edges in source.learned_ranges.items()}),
+            ("level", {name: np.array(levels) for name, levels in source.learned_levels.items()}),
         ):
             arrays.update({f"{prefix}:{name}": array for name, array in entries.items()})
         self._write(self._path(key), arrays)

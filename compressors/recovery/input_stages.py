@@ -74,18 +74,34 @@ class DynamicInput(nn.Module):
 
 
 class SignedInput(nn.Module):
-    """Binary: signs times the running mean of |x|."""
+    """Binary: the mean of x plus or minus the mean distance from it, both running means.
 
-    scale: torch.Tensor
+    Around 0 these are the signs times mean |x| of Rastegari et al., XNOR-Net (2016), section 3.2; what comes out of a
+    Relu has no other signs.
+    """
+
+    middle: torch.Tensor
+    distance: torch.Tensor
 
     def __init__(self, seen: torch.Tensor) -> None:
         """Starts from values of a batch: (n,)."""
         super().__init__()
-        self.register_buffer("scale", seen.abs().mean())
+        middle = seen.mean()
+        self.register_buffer("middle", middle)
+        self.register_buffer("distance", (seen - middle).abs().mean())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(batch, …) → the same shape."""
         if self.training:
-            self.scale.lerp_(x.detach().abs().mean().to(self.scale.dtype), _MOMENTUM)
-        signs: torch.Tensor = SignInput.apply(x, self.scale.to(x.dtype, copy=True))
+            known = x.detach()
+            middle = known.mean(dtype=torch.float32)
+            self.middle.lerp_(middle, _MOMENTUM)
+            self.distance.lerp_((known - middle.to(known.dtype)).abs().mean(dtype=torch.float32), _MOMENTUM)
+        signs: torch.Tensor = SignInput.apply(x, *self.range)
         return signs
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The two values; what lies below their middle becomes the first."""
+        middle, distance = float(self.middle), float(self.distance)
+        return middle - distance, middle + distance

@@ -173,9 +173,16 @@ class Simulation:
         return steps
 
     def learned_ranges(self) -> dict[str, tuple[float, float]]:
-        """Returns module path → range of its quantised input."""
+        """Returns module path → range of its int8 input."""
+        return self._ranges_of(RoundedInput)
+
+    def learned_levels(self) -> dict[str, tuple[float, float]]:
+        """Returns module path → the two values of its binary input."""
+        return self._ranges_of(SignedInput)
+
+    def _ranges_of(self, kind: type[nn.Module]) -> dict[str, tuple[float, float]]:
         stages = {path: getattr(module, _INPUT, None) for path, module in self._modules.items()}
-        return {path: stage.range for path, stage in stages.items() if isinstance(stage, RoundedInput)}
+        return {path: stage.range for path, stage in stages.items() if isinstance(stage, kind)}
 
     def bake(self, original: nn.Module) -> nn.Module:
         """Returns a copy of a module with the student's weights as they will be stored, in eval mode.

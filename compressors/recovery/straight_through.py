@@ -9,6 +9,8 @@ from ..binarize import TERNARY_THRESHOLD
 
 #: latent weights beyond so many scales no longer move outwards or back by the sign's derivative
 SIGN_CLIP = 3.0
+#: E|x| of a normal distribution is sqrt(2 / π) deviations: so many of them make one
+INPUT_CLIP = math.sqrt(math.pi / 2)
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -150,23 +152,25 @@ class SignWeight(torch.autograd.Function):
 
 
 class SignInput(torch.autograd.Function):
-    """Activations as ±1 times one scale; the derivative is that of a clamp at ±1.
+    """Activations as one of two numbers, by the side of their middle; the derivative is that of a clamp around it.
 
-    Rastegari et al., XNOR-Net (2016), section 3.2, with one scale for the whole tensor; Hubara et al., Binarized Neural
-    Networks (2016), eq. 4.
+    Rastegari et al., XNOR-Net (2016), section 3.2, with one pair for the whole tensor; the clamp ends where, around a
+    middle of 0, inputs of deviation 1 would have it: Hubara et al., Binarized Neural Networks (2016), eq. 4.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Takes signs of x: (batch, …) times scale: ()."""
+    def forward(ctx: Any, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        """Takes sides of x: (batch, …); the middle itself is high."""
+        middle, reach = (low + high) / 2, INPUT_CLIP * (high - low) / 2
         ctx.save_for_backward(x)
-        return torch.where(x < 0, -scale, scale)
+        ctx.edges = middle - reach, middle + reach
+        return torch.where(x < middle, low, high).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Passes what lies between −1 and 1."""
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Passes what lies within the clamp."""
         (x,) = ctx.saved_tensors
-        return torch.ops.aten.hardtanh_backward(gradient, x, -1.0, 1.0), None
+        return torch.ops.aten.hardtanh_backward(gradient, x, *ctx.edges), None, None
 
 
 class TakeValues(torch.autograd.Function):

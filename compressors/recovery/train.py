@@ -51,8 +51,10 @@ class Recovered:
     module: nn.Module
     #: module path → (n_outputs,) float32 step of its int8 weight
     learned_steps: Mapping[str, np.ndarray]
-    #: module path → (low, high) of its quantised input
+    #: module path → (low, high) of its int8 input
     learned_ranges: Mapping[str, tuple[float, float]]
+    #: module path → the two values of its binary input
+    learned_levels: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def recover(student: nn.Module, data: TrainingData, plan: RecoveryPlan) -> Recovered:
@@ -131,6 +133,7 @@ class RecoverySession:
             self._simulation.bake(self._original),
             self._simulation.learned_steps(),
             self._simulation.learned_ranges(),
+            self._simulation.learned_levels(),
         )
 
     def finish(self) -> Recovered:

@@ -72,12 +72,18 @@ def test_nothing_but_zeros_stays_zero() -> None:
         assert torch.equal(stage(zeros).detach(), zeros)
 
 
-def test_the_scale_of_signs_is_a_running_mean_that_rests_in_evaluation() -> None:
-    stage = SignedInput(torch.tensor([1.0, -3.0]))
-    assert stage(torch.tensor([[5.0, -5.0]])).tolist() == [[pytest.approx(2.3), pytest.approx(-2.3)]]
+def test_the_two_values_of_a_binary_input_are_running_means_that_rest_in_evaluation() -> None:
+    stage = SignedInput(torch.tensor([1.0, -3.0]))  # -1 ± 2
+    low, high = -0.9 - 2.3, -0.9 + 2.3  # a tenth of the way to 0 ± 5
+    assert stage(torch.tensor([[5.0, -5.0]])).tolist() == [[pytest.approx(high), pytest.approx(low)]]
     stage.eval()
     stage(torch.tensor([[100.0]]))
-    assert float(stage.scale) == pytest.approx(0.9 * 2 + 0.1 * 5)
+    assert stage.range == (pytest.approx(low), pytest.approx(high))
+
+
+def test_the_two_values_of_what_leaves_a_relu_differ_by_its_side_of_the_mean() -> None:
+    seen = torch.tensor([0.0, 0.0, 1.0, 3.0])
+    assert SignedInput(seen).eval()(seen).tolist() == [0.0, 0.0, 2.0, 2.0]
 
 
 def test_statistics_are_those_that_calibration_collects_from_the_graph(bases) -> None:

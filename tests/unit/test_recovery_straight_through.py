@@ -132,11 +132,14 @@ def test_signs_learn_by_the_derivative_of_their_scale_and_a_clipped_identity(for
         torch.testing.assert_close(got, expected)
 
 
-def test_signs_of_activations_learn_between_minus_one_and_one() -> None:
-    x = torch.tensor([[-2.0, -0.5, 0.0, 0.5, 2.0]], requires_grad=True)
-    out = SignInput.apply(x, torch.tensor(3.0))
+def test_signs_of_activations_learn_within_one_deviation_of_their_middle() -> None:
+    """Of a normal distribution around 5: mean distance sqrt(2 / π)."""
+    distance = np.sqrt(2 / np.pi)
+    x = torch.tensor([[3.9, 4.1, 5.0, 5.9, 6.1]], requires_grad=True)
+    out = SignInput.apply(x, 5 - distance, 5 + distance)
     out.sum().backward()
-    assert out.tolist() == [[-3.0, -3.0, 3.0, 3.0, 3.0]]
+    low, high = pytest.approx(5 - distance), pytest.approx(5 + distance)
+    assert out.tolist() == [[low, low, high, high, high]]
     assert x.grad.tolist() == [[0.0, 1.0, 1.0, 1.0, 0.0]]
 
 

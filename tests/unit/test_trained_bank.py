@@ -13,12 +13,13 @@ SOURCE = ModelSource(
     {"x": np.zeros((1, 3), np.float32), "ids": np.zeros((1, 4), np.int64)},
     learned_steps={"fc": np.array([0.1, 0.2], np.float32)},
     learned_ranges={"fc": (-1.5, 2.0)},
+    learned_levels={"stem": (0.25, 0.75)},
 )
 
 
 def _equal(one, other):
     assert one.onnx_bytes == other.onnx_bytes
-    assert one.learned_ranges == other.learned_ranges
+    assert (one.learned_ranges, one.learned_levels) == (other.learned_ranges, other.learned_levels)
     for part in ("parameters", "sample", "learned_steps"):
         a, b = getattr(one, part), getattr(other, part)
         assert set(a) == set(b)

@@ -182,20 +182,23 @@ def weight():
     return np.random.default_rng(0).normal(size=(6, 4, 3, 3)).astype(np.float32)
 
 
+@pytest.mark.parametrize("levels", [None, (-0.25, 1.25)], ids=["calibrated", "learned"])
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_binary_activations_are_signs_times_their_mean_magnitude(runtime, weight, schemes):
+def test_binary_activations_are_two_values_around_their_middle(runtime, levels, weight, schemes):
     model, rng = _one_layer(weight), np.random.default_rng(1)
     x = np.maximum(rng.normal(size=(8, 4, 9, 9)), -0.5).astype(np.float32)
-    x[:, 0, 0] = 0.0
-    x[:, 0, 1] = -0.0
+    x[:, 0, 0] = 0.5  # the middle itself is high
     statistics = collect_histograms(model, ["x"], [{"x": x}])
     treatment = Treatment(binary="binary", activation_dtype="binary")
-    written = _write(model, treatment, schemes[runtime], statistics=statistics)
+    learned = {} if levels is None else {"a": levels}
+    written = _write(model, treatment, schemes[runtime], statistics=statistics, learned_levels=learned)
     got = build_device(Target(runtime, batch_size=8)).load(Artifact(written)).run({"x": x})[0]
-    signs = np.where(x < 0, -1.0, 1.0)
+    distance = np.abs(x - x.mean()).mean()
+    low, high = levels or (x.mean() - distance, x.mean() + distance)
+    signs = np.where(x < (low + high) / 2, low, high)
     binary = np.where(weight < 0, -1.0, 1.0) * np.abs(weight).mean((1, 2, 3), keepdims=True)
     patches = np.lib.stride_tricks.sliding_window_view(signs, (3, 3), axis=(2, 3))
-    want = np.einsum("nchwij,ocij->nohw", patches, binary) * np.abs(x).mean()
+    want = np.einsum("nchwij,ocij->nohw", patches, binary)
     np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-3 * np.abs(want).max())  # a mean to half a bin in 2048
 
 
