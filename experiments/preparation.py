@@ -189,6 +189,8 @@ def prepare(spec: Spec) -> Preparation:
     _check_trains(spec, offer)
     names = tuple(name for recovery in offer.space.graph.recovery for name in recovery.teachers)
     training = make_training(dataset, model, teachers=names, seed=spec.search.seed) if offer.trains else None
+    if training is not None:
+        _check_recoveries(Pipeline(model, device.capabilities, training), offer)
     return Preparation(spec, device, dataset, model, offer, training, _note(spec, found))
 
 
@@ -317,6 +319,17 @@ def make_training(dataset: Dataset, model: PreparedModel, *, teachers: Sequence[
         folder=cache_folder() / "trained",
         teachers={name: load_teacher(name) for name in dict.fromkeys(teachers)},
     )
+
+
+def _check_recoveries(pipeline: Pipeline, offer: Offer) -> None:
+    """Sets every recovery up on the untouched model: loss, labels, features and teachers fit, or nothing is started.
+
+    Raises:
+        SpecError: they do not.
+    """
+    for recovery in offer.space.graph.recovery:
+        if recovery.trains:
+            pipeline.shaper.open_session(pipeline.shape_of({}, recovery))
 
 
 def load_teacher(name: str) -> Any:
