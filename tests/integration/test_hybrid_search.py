@@ -1,4 +1,4 @@
-"""Techniques together: searched with training, applied to other weights, resumed, and refused where data are missing."""
+"""Techniques together: searched with training, applied, resumed, and refused where something is missing."""
 
 import json
 import shutil
