@@ -96,7 +96,7 @@ class SignedInput(nn.Module):
             known = x.detach()
             middle = known.mean(dtype=torch.float32)
             self.middle.lerp_(middle, _MOMENTUM)
-            self.distance.lerp_((known - middle.to(known.dtype)).abs().mean(dtype=torch.float32), _MOMENTUM)
+            self.distance.lerp_((known - middle.to(known.dtype)).abs_().mean(dtype=torch.float32), _MOMENTUM)
         signs: torch.Tensor = SignInput.apply(x, *self.range)
         return signs
 

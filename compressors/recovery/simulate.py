@@ -270,4 +270,5 @@ def _make_input_stage(kind: str, seen: torch.Tensor, codes: str) -> nn.Module:
 
 
 def _represent(module: nn.Module, inputs: Any) -> Any:
-    return (getattr(module, _INPUT)(inputs[0]), *inputs[1:])
+    stage = getattr(module, _INPUT, None)  # none where the layer runs in training mode only, which the artifact lacks
+    return inputs if stage is None else (stage(inputs[0]), *inputs[1:])
