@@ -261,7 +261,9 @@ class Shaper:
     def _bank_key(self, shape: Shape) -> str:
         training = self._need_training("recovery")
         scheme = self.stage.scheme
-        settings = [scheme.channel_multiple, scheme.activation_codes]
+        # how a target codes activations is seen by training only where they are quantised: else targets share models
+        is_static = any(treatment.is_static for treatment in shape.stored.values())
+        settings = [scheme.channel_multiple, scheme.activation_codes if is_static else ""]
         return short_digest([_VERSION, shape.key, training.digest, training.seed, settings])
 
 
