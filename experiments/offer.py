@@ -1,7 +1,7 @@
 """What a spec offers on this model and target: the space, and what fell away with the reason."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -47,8 +47,6 @@ class Offer:
     dropped_graph: tuple[tuple[str, str], ...] = ()
     #: structures on which pruning is on offer
     structures: tuple[Structure, ...] = ()
-    #: (structure, reason) of those that cannot be pruned
-    dropped_structures: tuple[tuple[str, str], ...] = field(default=())
 
     @property
     def trains(self) -> bool:
@@ -91,8 +89,7 @@ def make_offer(
     groups = (*tie_layers(model.layers), *tie_structures(structures, pruning))
     space = build_space(groups, {**options, **pruning}, replace(graph, recovery=recovery))
     offered = tuple(structure for structure in structures if structure.name in pruning)
-    refused = () if found is None else found.dropped
-    offer = Offer(space, (*dropped, *lost, *unfit), (*dropped_graph, *untrained), offered, refused)
+    offer = Offer(space, (*dropped, *lost, *unfit), (*dropped_graph, *untrained), offered)
     origin = model.origin if offer.needs_module else None  # workers need not receive what nothing asks for
     return offer, replace(model, found=found, origin=origin)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from itertools import zip_longest
 from types import TracebackType
 from typing import Self
 
@@ -18,7 +19,7 @@ from ..spaces.options import TECHNIQUES, describe_option
 from ..spaces.treatment import Treatment
 from .finish import Row
 from .launch import SearchResult
-from .offer import Offer, find_size_only
+from .offer import find_size_only
 from .preparation import Preparation
 from .verify import Verification
 
@@ -219,7 +220,7 @@ def print_plan(console: Console, preparation: Preparation, n_baselines: int) -> 
         shape = "×".join(map(str, layer.weight_shape))
         table.add_row(escape(layer.name), layer.kind, shape, f"{layer.n_parameters:,}", f"{layer.macs:,}", options)
     console.print(table)
-    _print_structures(console, offer)
+    _print_structures(console, preparation)
     graph = space.graph
     say(console, f"fusion: {', '.join(graph.fusion)} · calibration: {', '.join(graph.calibration)}")
     operators = ", ".join("+".join(ops) or "none" for ops in graph.quantized_ops)
@@ -252,10 +253,14 @@ def _describe_options(options: Sequence[Treatment]) -> str:
     return "; ".join(parts) or "none"
 
 
-def _print_structures(console: Console, offer: Offer) -> None:
-    """Prints what can be pruned, what is tied to it, and what cannot."""
-    options = {group.name: offered for group, offered in zip(offer.space.groups, offer.space.options, strict=True)}
-    for structure in offer.structures:
-        say(console, f"{structure}: {_describe_options(options[structure.name])}")
-    for name, reason in offer.dropped_structures:
-        say(console, f"cannot be pruned: {name}: {reason}")
+def _print_structures(console: Console, preparation: Preparation) -> None:
+    """Prints what can be pruned, what is tied to it, what is on offer for it, and what cannot be pruned and why."""
+    found, space = preparation.model.found, preparation.space
+    if found is None:
+        return
+    from ..compressors.structures import describe_structures
+
+    offered = {group.name: options for group, options in zip(space.groups, space.options, strict=True)}
+    for line, structure in zip_longest(describe_structures(found), found.structures):
+        name = None if structure is None else structure.name
+        say(console, f"{line}: {_describe_options(offered[name])}" if name in offered else line)

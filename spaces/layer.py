@@ -50,11 +50,6 @@ class Structure:
     #: channels, heads or inner units; 1 for a block
     n_units: int
 
-    def __str__(self) -> str:
-        producers, readers = self.layers[: self.n_producers], self.layers[self.n_producers :]
-        tail = f" → {', '.join(readers)}" if readers else ""
-        return f"{self.name} ({self.n_units} units): {', '.join(producers)}{tail}"
-
 
 @dataclass(frozen=True, slots=True)
 class Group:

@@ -117,21 +117,24 @@ def describe_treatment(treatment: Treatment) -> str:
 
 
 def combine_options(options: Mapping[str, Sequence[Treatment]]) -> tuple[tuple[Treatment, ...], dict[str, str]]:
-    """Returns every legal combination of one option per technique, and label → reason of the illegal ones.
+    """Returns every legal combination of one option per technique, and label → reason of the smallest illegal ones.
+
+    A combination is left out of the reasons where a part of it is illegal already.
 
     Args:
         options: technique → the parts on offer; a technique that is missing offers nothing.
     """
     lists = [tuple(options.get(technique) or (Treatment(),)) for technique in TECHNIQUES]
     found: dict[Treatment, None] = {}
-    refused: dict[str, str] = {}
+    refused: dict[frozenset[tuple[int, Treatment]], tuple[str, str]] = {}
     for parts in itertools.product(*lists):
         try:
             found.setdefault(combine(parts))
         except SpecError as error:
-            label = " + ".join(part.label for part in parts if part != Treatment())
-            refused[label] = str(error)
-    return tuple(found), refused
+            used = [(position, part) for position, part in enumerate(parts) if part != Treatment()]
+            refused[frozenset(used)] = (" + ".join(part.label for _, part in used), str(error))
+    smallest = [parts for parts in refused if not any(other < parts for other in refused)]
+    return tuple(found), dict(refused[parts] for parts in smallest)
 
 
 def combine(parts: Sequence[Treatment]) -> Treatment:

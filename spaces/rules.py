@@ -149,7 +149,7 @@ def resolve_structures(
             is_whole = option.keep_channels == 0.0
             if option == Treatment() or is_whole == (structure.kind == "block"):
                 found.append(option)
-            elif not is_whole or rule_ is None or not _has_blocks(rule_, structures):
+            elif rule_ is not None and not _fits_others(rule_, structures, is_whole=is_whole):
                 reason = "a block goes as a whole: prune 1" if structure.kind == "block" else "only a block goes whole"
                 dropped.append(Dropped(structure.name, f"prune {describe_option('prune', option)}", reason))
         if len(found) > 1:
@@ -213,8 +213,9 @@ def _offers_only_pruning(rule: Rule) -> bool:
     return all(_texts(rule, technique) is None for technique in TECHNIQUES[1:])
 
 
-def _has_blocks(rule: Rule, structures: Sequence[Structure]) -> bool:
-    return any(s.kind == "block" and rule.matches_structure(s) for s in structures)
+def _fits_others(rule: Rule, structures: Sequence[Structure], *, is_whole: bool) -> bool:
+    """Whether the rule speaks of other structures too, which can take the option: then it was meant for those."""
+    return any((s.kind == "block") == is_whole and rule.matches_structure(s) for s in structures)
 
 
 def _check_rule(position: int, rule: Rule, matched: Sequence[Layer], layers: Sequence[Layer]) -> None:

@@ -211,7 +211,10 @@ def _check_combination(treatment: Treatment) -> None:
     has_blocks = treatment.granularity.startswith("block")
     rules = (
         (is_binary and is_clustered, f"a {treatment.binary} weight has a codebook already; leave out cluster"),
-        (is_binary and treatment.sparsity > 0, "a binary weight has no zeros; use ternary instead of sparsify"),
+        (treatment.binary == "binary" and treatment.sparsity > 0,
+         "a binary weight has no zeros; use ternary instead of sparsify"),
+        (treatment.binary == "ternary" and treatment.sparsity > 0,
+         "a ternary weight has its own zeros; leave out sparsify"),
         (is_binary and has_blocks, f"a {treatment.binary} weight takes less than {treatment.weight_dtype}; "
          "leave out the weight's quantisation"),
         (is_clustered and has_blocks, "a weight in blocks has a grid of its own; cluster with int8 or float instead"),
