@@ -9,17 +9,17 @@ from ..core.errors import PolicyError
 from ..hw_profiles.target import Capabilities
 from ..spaces.policy import GraphTreatment
 from ..spaces.treatment import Treatment
-from .activations import watched_values
 from .artifact import Artifact
-from .bias_correction import correct_graph
-from .calibration import Histogram, LazyRanges, Range, collect_histograms
-from .equalize import equalize_layers, smooth
 from .graph import input_of, weight_of
 from .lazy_inputs import LazyInputs
 from .prepared import PreparedModel, attach_constants, one_by_one
-from .quantize import QuantizationPlan, quantize_graph, rounded_weights
+from .quantization.activations import watched_values
+from .quantization.bias_correction import correct_graph
+from .quantization.calibration import Histogram, LazyRanges, Range, collect_histograms
+from .quantization.equalize import equalize_layers, smooth
+from .quantization.quantize import QuantizationPlan, quantize_graph, rounded_weights
 from .short_names import shorten_names
-from .weight_bank import WeightBank
+from .weights.weight_bank import WeightBank
 
 
 @dataclass

@@ -9,12 +9,12 @@ from ..hw_profiles.target import Capabilities
 from ..spaces.policy import GraphTreatment
 from ..spaces.recovery import Recovery
 from ..spaces.treatment import Treatment
-from .accounting import account_weights
 from .artifact import Artifact
 from .onnx_stage import OnnxStage
 from .prepared import PreparedModel
 from .shaping import Shape, Shaper
 from .training import Training
+from .weights.accounting import account_weights
 
 #: models of other shapes that are kept at a time
 _N_KEPT = 4

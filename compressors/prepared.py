@@ -10,14 +10,14 @@ import onnx_ir as ir
 from onnx import numpy_helper
 
 from ..spaces.layer import Layer, Structure, fingerprint_layers
-from .activations import watched_values
-from .calibration import Histogram, Range, collect_histograms
 from .fusion import build_variants
 from .graph import BaseGraph, array_of, build_base_graph, find_weights
+from .quantization.activations import watched_values
+from .quantization.calibration import Histogram, Range, collect_histograms
 from .source import ModelSource, TorchOrigin
 
 if TYPE_CHECKING:
-    from .structures import FoundStructures
+    from .pruning.structures import FoundStructures
 
 #: constants with more elements than this are stored apart from their graphs
 _LARGE = 1024

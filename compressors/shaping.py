@@ -121,7 +121,7 @@ class Shaper:
         Raises:
             PolicyError: a structure, a rank or the recovery cannot be had; the message says why.
         """
-        from .low_rank_graph import factorise_graph
+        from .low_rank.graph_factors import factorise_graph
 
         original = self.stage.prepared
         fusions = tuple(original.variants)
@@ -195,7 +195,7 @@ class Shaper:
 
     def _shaped_module(self, shape: Shape) -> Any:
         """Returns the module with structures pruned and layers factorised, untrained."""
-        from .low_rank_modules import factorise_module
+        from .low_rank.module_factors import factorise_module
 
         module = self._prune(shape)
         if not shape.ranks:
@@ -210,7 +210,7 @@ class Shaper:
         return factorise_module(module, ranks, inputs=inputs, example_inputs=self._origin().example_inputs)
 
     def _prune(self, shape: Shape) -> Any:
-        from .prune import prune_structures
+        from .pruning.prune import prune_structures
 
         module, found = self._origin().module, self.stage.prepared.found
         if not shape.pruned:

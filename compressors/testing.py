@@ -15,7 +15,7 @@ from ..spaces.recovery import Recovery
 from ..spaces.treatment import Treatment
 from .artifact import Artifact
 from .pipeline import Pipeline
-from .storage import stored_bytes
+from .weights.storage import stored_bytes
 
 
 def small_cnn(*, seed: int = 0) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from ..compressors.artifact import Artifact
-from ..compressors.unpacking import unpack_constants
+from ..compressors.weights.unpacking import unpack_constants
 from ..core.cache import cache_folder
 from ..core.errors import MeasurementError, SpecError
 from ..core.files import short_digest

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import fx
 
 from ..core.errors import MeasurementError
-from . import torch_integers
+from ..evaluators import torch_integers
 from .graph_inputs import GraphInput, read_inputs
 from .torch_operators import DTYPES, ELEMENTWISE, LAYERS, NUMBER_INPUTS, Tensor
 from .torch_shapes import MOVES, NUMBERS, SHAPE_INPUTS, to_tensor

@@ -141,7 +141,7 @@ def _with_structures(file: PolicyFile, prepared: PreparedModel) -> PreparedModel
         return prepared
     if prepared.origin is None:
         raise PolicyError("the policy prunes, which needs the torch model; --model must be module:callable")
-    from ..compressors.structures import find_structures
+    from ..compressors.pruning.structures import find_structures
 
     structures = find_structures(prepared.origin.module, prepared.origin.example_inputs)
     found = {structure.name: structure for structure in structures.structures}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..compressors.artifact import Artifact
-from ..compressors.calibration import Range
+from ..compressors.quantization.calibration import Range
 from ..evaluators.accuracy import take_batch
 from ..evaluators.measurement import Estimate, Measurement
 from ..hw_profiles.latency import Latency

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import onnx_ir as ir
 
-from ..compressors.activations import OP_FAMILIES
-from ..compressors.factor_shapes import LayerGeometry
-from ..compressors.low_rank import why_not_low_rank
-from ..compressors.low_rank_graph import geometries_of
+from ..compressors.low_rank.factor_shapes import LayerGeometry
+from ..compressors.low_rank.factorise import why_not_low_rank
+from ..compressors.low_rank.graph_factors import geometries_of
 from ..compressors.onnx_stage import OnnxStage
 from ..compressors.prepared import PreparedModel
+from ..compressors.quantization.activations import OP_FAMILIES
 from ..core.errors import PolicyError, SpecError
 from ..evaluators.dataset import Dataset
 from ..evaluators.device import Device
@@ -28,7 +28,7 @@ from .profiling.device_profiles import why_slow
 from .spec import Spec
 
 if TYPE_CHECKING:
-    from ..compressors.structures import FoundStructures
+    from ..compressors.pruning.structures import FoundStructures
 
 #: alternatives for ``graph.quantized_ops`` when the spec names none
 _DEFAULT_OPS: tuple[tuple[str, ...], ...] = ((), ("add",), ("add", "pool"), ("matmul",))
@@ -115,7 +115,7 @@ def _find_structures(
     if model.origin is None:
         reason = "pruning changes the torch model, and this one was given as an .onnx file"
         return None, tuple(Dropped(rule.layers, "prune", reason) for rule in wanted)
-    from ..compressors.structures import find_structures
+    from ..compressors.pruning.structures import find_structures
 
     found = find_structures(model.origin.module, model.origin.example_inputs)
     if not found.structures:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..compressors.calibration import Range
+from ..compressors.quantization.calibration import Range
 from ..core.errors import PolicyError, SpecError
 from ..core.files import read_json, write_json
 from ..hw_profiles.target import Target

@@ -258,7 +258,7 @@ def _print_structures(console: Console, preparation: Preparation) -> None:
     found, space = preparation.model.found, preparation.space
     if found is None:
         return
-    from ..compressors.structures import describe_structures
+    from ..compressors.pruning.structures import describe_structures
 
     offered = {group.name: options for group, options in zip(space.groups, space.options, strict=True)}
     for line, structure in zip_longest(describe_structures(found), found.structures):

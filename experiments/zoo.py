@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core.errors import DataError
 from ..evaluators.dataset import Dataset
-from . import datasets
+from ..experiments import datasets
 from .cache import cached_arrays
 from .minilm import N_TOKENS, MiniLmClassifier, load_bert
 from .probe import L2_PENALTY, fit_probe

@@ -11,9 +11,9 @@ from torch.nn.utils import parametrize
 
 from ...core.errors import PolicyError
 from ...spaces.treatment import Treatment
-from ..cluster import GROUP_CHANNELS, cluster_weight
 from ..layer_inputs import LayerInputs
-from ..sparsify import choose_kept
+from ..weights.cluster import GROUP_CHANNELS, cluster_weight
+from ..weights.sparsify import choose_kept
 from .input_stages import DynamicInput, RoundedInput, SignedInput
 from .schedules import gradual_sparsity, is_mask_due
 from .weight_stages import BlockRounding, LearnedRounding, Mask, SharedValues, Signs

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..binarize import TERNARY_THRESHOLD
+from ..weights.binarize import TERNARY_THRESHOLD
 
 #: latent weights beyond so many scales no longer move outwards or back by the sign's derivative
 SIGN_CLIP = 3.0

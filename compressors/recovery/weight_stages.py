@@ -6,7 +6,7 @@ from torch import nn
 
 from ...spaces.treatment import Treatment
 from ..layer_inputs import LayerInputs
-from ..sparsify import choose_kept
+from ..weights.sparsify import choose_kept
 from .straight_through import RoundBlocks, RoundChannels, SignWeight, TakeValues
 
 #: largest code of an int8 weight, as in `quantize_weight`

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...compressors.artifact import Artifact
-from ...compressors.storage import measure_storage
+from ...compressors.weights.storage import measure_storage
 from ...core.errors import MeasurementError, PolicyError
 from ...evaluators.accuracy import AccuracyEvaluator, take_batch
 from ...evaluators.device import build_device

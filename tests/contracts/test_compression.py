@@ -8,8 +8,8 @@ import pytest
 from trimtab.compressors.artifact import Artifact
 from trimtab.compressors.pipeline import Pipeline
 from trimtab.compressors.prepared import prepare_model
+from trimtab.compressors.pruning.structures import find_structures
 from trimtab.compressors.source import load_source
-from trimtab.compressors.structures import find_structures
 from trimtab.compressors.testing import (
     COMPRESSION_CHECKS,
     CompressionCase,

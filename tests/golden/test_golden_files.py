@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import trimtab
-from trimtab.compressors.calibration import Range
+from trimtab.compressors.quantization.calibration import Range
 from trimtab.evaluators.measurement import Estimate
 from trimtab.experiments.manifest import check_files, read_manifest
 from trimtab.experiments.policy_file import load_policy

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from trimtab.compressors.accounting import account_layer, account_weights
 from trimtab.compressors.pipeline import Pipeline
 from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
-from trimtab.compressors.storage import measure_storage
+from trimtab.compressors.weights.quantized_weights.accounting import account_layer, account_weights
+from trimtab.compressors.weights.storage import measure_storage
 from trimtab.hw_profiles.target import OPTION_KINDS, Capabilities
 from trimtab.spaces.layer import Layer
 from trimtab.spaces.policy import GraphTreatment

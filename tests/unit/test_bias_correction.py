@@ -6,13 +6,13 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from trimtab.compressors.bias_correction import correct_bias, correct_graph
 from trimtab.compressors.fusion import build_variants
 from trimtab.compressors.graph import build_base_graph, run_with_outputs
 from trimtab.compressors.layer_inputs import LayerInputs, collect_layer_inputs
+from trimtab.compressors.quantization.bias_correction import correct_bias, correct_graph
 from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs
-from trimtab.compressors.weights import quantize_weight
+from trimtab.compressors.weights.quantized_weights import quantize_weight
 
 
 def _run(model, inputs):

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from trimtab.compressors.blocks import PassThrough
-from trimtab.compressors.prune import prune_module
-from trimtab.compressors.structures import FoundStructures, find_structures
+from trimtab.compressors.pruning.blocks import PassThrough
+from trimtab.compressors.pruning.prune import prune_module
+from trimtab.compressors.pruning.structures import FoundStructures, find_structures
 from trimtab.compressors.testing_models import ConvNorm, Residual, build_test_model
 from trimtab.core.errors import PolicyError
 from trimtab.experiments.resnet import ResNet

@@ -3,7 +3,7 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.quantization.calibrate import HistogramCollector
-from trimtab.compressors.calibration import Histogram, choose_range, collect_histograms
+from trimtab.compressors.quantization.calibration import Histogram, choose_range, collect_histograms
 from trimtab.core.errors import DataError, ModelError
 
 

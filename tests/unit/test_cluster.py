@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 from sklearn.cluster import KMeans
-from trimtab.compressors.cluster import assign, cluster_weight, find_codebook
 from trimtab.compressors.layer_inputs import LayerInputs
+from trimtab.compressors.weights.quantized_weights.cluster import assign, cluster_weight, find_codebook
 from trimtab.core.errors import PolicyError
 from trimtab.spaces.treatment import Treatment
 

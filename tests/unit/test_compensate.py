@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.compressors.compensate import compensate
-from trimtab.compressors.weights import quantize_blocks, quantize_weight
+from trimtab.compressors.quantization.compensate import compensate
+from trimtab.compressors.weights.quantized_weights import quantize_blocks, quantize_weight
 
 INT8, INT4 = (-127, 127), (-8, 7)
 

@@ -8,13 +8,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional
-from trimtab.compressors.equalize import equalize_layers, smooth
 from trimtab.compressors.fusion import build_variants
 from trimtab.compressors.graph import build_base_graph
 from trimtab.compressors.layer_inputs import LayerInputs, collect_layer_inputs
+from trimtab.compressors.quantization.equalize import equalize_layers, smooth
 from trimtab.compressors.source import ModelSource, load_source
 from trimtab.compressors.testing import random_inputs
-from trimtab.compressors.weights import quantize_weight
+from trimtab.compressors.weights.quantized_weights import quantize_weight
 
 
 def _run(model, inputs):

@@ -5,10 +5,10 @@ import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from trimtab.compressors.activations import watched_values
-from trimtab.compressors.calibration import collect_histograms
 from trimtab.compressors.fusion import build_variants
 from trimtab.compressors.graph import build_base_graph
+from trimtab.compressors.quantization.activations import watched_values
+from trimtab.compressors.quantization.calibration import collect_histograms
 from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs
 from trimtab.experiments.architectures.convnext import ConvNeXt

@@ -5,9 +5,14 @@ import pytest
 import scipy.linalg
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from trimtab.compressors.factor_shapes import LayerGeometry, count_elements, count_macs, factor_shapes
 from trimtab.compressors.layer_inputs import LayerInputs
-from trimtab.compressors.low_rank import factorise, why_not_low_rank
+from trimtab.compressors.low_rank.factorise import factorise, why_not_low_rank
+from trimtab.compressors.low_rank.factorise.factor_shapes import (
+    LayerGeometry,
+    count_elements,
+    count_macs,
+    factor_shapes,
+)
 from trimtab.compressors.patches import Window
 from trimtab.core.errors import PolicyError
 from trimtab.spaces.layer import Layer

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from trimtab.compressors.calibration import Range
+from trimtab.compressors.quantization.calibration import Range
 from trimtab.core.errors import PolicyError
 from trimtab.experiments.policy_file import PolicyFile, load_policy
 from trimtab.hw_profiles.target import Target

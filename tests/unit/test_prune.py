@@ -10,11 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from trimtab.compressors.cuts import clone_module, keep_units
-from trimtab.compressors.importance import score_units
-from trimtab.compressors.prune import count_kept, prune_module, prune_structures
+from trimtab.compressors.pruning.cuts import clone_module, keep_units
+from trimtab.compressors.pruning.importance import score_units
+from trimtab.compressors.pruning.prune import count_kept, prune_module, prune_structures
+from trimtab.compressors.pruning.structures import FoundStructures, find_structures
 from trimtab.compressors.source import load_source
-from trimtab.compressors.structures import FoundStructures, find_structures
 from trimtab.compressors.testing import small_transformer
 from trimtab.compressors.testing_models import TEST_MODELS, build_test_model
 from trimtab.core.errors import PolicyError

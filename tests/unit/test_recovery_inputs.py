@@ -7,9 +7,9 @@ import pytest
 import torch
 from onnx import helper
 from torch import nn
-from trimtab.compressors.activations import activation_scale
-from trimtab.compressors.calibration import Range
 from trimtab.compressors.layer_inputs import collect_layer_inputs
+from trimtab.compressors.quantization.activations import activation_scale
+from trimtab.compressors.quantization.calibration import Range
 from trimtab.compressors.recovery.input_stages import DynamicInput, RoundedInput, SignedInput
 from trimtab.compressors.recovery.input_statistics import collect_inputs
 from trimtab.compressors.testing import random_inputs, small_cnn

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.compressors.binarize import binarize_weight
 from trimtab.compressors.recovery.straight_through import (
     SIGN_CLIP,
     RoundBlocks,
@@ -16,7 +15,8 @@ from trimtab.compressors.recovery.straight_through import (
     SignWeight,
     TakeValues,
 )
-from trimtab.compressors.weights import quantize_blocks
+from trimtab.compressors.weights.quantized_weights import quantize_blocks
+from trimtab.compressors.weights.quantized_weights.binarize import binarize_weight
 
 
 def draw(*shape, seed=0):

@@ -9,8 +9,8 @@ from onnx import helper, numpy_helper
 from trimtab.compressors.pipeline import Pipeline
 from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
-from trimtab.compressors.storage import measure_storage, stored_bytes
 from trimtab.compressors.testing import random_inputs, small_transformer
+from trimtab.compressors.weights.storage import measure_storage, stored_bytes
 from trimtab.evaluators.device import build_device
 from trimtab.hw_profiles.target import Target
 from trimtab.spaces.policy import GraphTreatment

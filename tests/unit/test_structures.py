@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
-from trimtab.compressors.prune import prune_module
-from trimtab.compressors.structures import FoundStructures, describe_structures, find_structures
+from trimtab.compressors.pruning.prune import prune_module
+from trimtab.compressors.pruning.structures import FoundStructures, describe_structures, find_structures
 from trimtab.compressors.testing import small_transformer
 from trimtab.compressors.testing_models import TEST_MODELS, Attention, ConvNorm, build_test_model
 from trimtab.core.errors import SpecError

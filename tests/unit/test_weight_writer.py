@@ -10,14 +10,14 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from trimtab.compressors.artifact import Artifact
-from trimtab.compressors.calibration import Range, collect_histograms
 from trimtab.compressors.graph import input_of, weight_of
 from trimtab.compressors.layer_inputs import LayerInputs, collect_layer_inputs
-from trimtab.compressors.layer_weight import LayerWeight
-from trimtab.compressors.quantize import QuantizationPlan, quantize_graph, rounded_weights
+from trimtab.compressors.quantization.calibration import Range, collect_histograms
+from trimtab.compressors.quantization.quantize import QuantizationPlan, quantize_graph, rounded_weights
 from trimtab.compressors.testing import random_inputs
-from trimtab.compressors.weight_bank import WeightBank
-from trimtab.compressors.weight_treatment import treat_weight
+from trimtab.compressors.weights.quantized_weights.layer_weight import LayerWeight
+from trimtab.compressors.weights.quantized_weights.weight_bank import WeightBank
+from trimtab.compressors.weights.quantized_weights.weight_treatment import treat_weight
 from trimtab.core.errors import PolicyError
 from trimtab.evaluators.device import build_device
 from trimtab.hw_profiles.target import Target

@@ -3,10 +3,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quant_utils
-from trimtab.compressors.activations import activation_scale
-from trimtab.compressors.calibration import Range
-from trimtab.compressors.treated_weight import TreatedWeight
-from trimtab.compressors.weights import quantize_blocks, quantize_values, quantize_weight, raise_scale
+from trimtab.compressors.quantization.activations import activation_scale
+from trimtab.compressors.quantization.calibration import Range
+from trimtab.compressors.weights.quantized_weights import quantize_blocks, quantize_values, quantize_weight, raise_scale
+from trimtab.compressors.weights.quantized_weights.treated_weight import TreatedWeight
 
 
 def _weights(shape):

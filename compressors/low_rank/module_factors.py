@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.errors import PolicyError
-from ..spaces.treatment import Treatment
+from ...core.errors import PolicyError
+from ...spaces.treatment import Treatment
+from ..layer_inputs import LayerInputs
+from ..patches import Window
 from .factor_shapes import FactorShape, LayerGeometry
-from .layer_inputs import LayerInputs
-from .low_rank import Factors, factorise
-from .patches import Window
+from .factorise import Factors, factorise
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..spaces.treatment import Treatment
+from ...spaces.treatment import Treatment
+from ..graph import array_of, input_of, weight_of
 from .calibration import Range
-from .graph import array_of, input_of, weight_of
 
 #: op families of a policy's ``quantized_ops``
 OP_FAMILIES: dict[str, frozenset[str]] = {

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import PolicyError
-from .layer_inputs import LayerInputs
+from ...core.errors import PolicyError
+from ..layer_inputs import LayerInputs
 
 
 @dataclass(frozen=True)

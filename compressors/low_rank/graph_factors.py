@@ -5,10 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from ..core.errors import PolicyError
-from ..spaces.treatment import Treatment
-from .factor_shapes import FactorShape, LayerGeometry
-from .graph import (
+from ...core.errors import PolicyError
+from ...spaces.treatment import Treatment
+from ..graph import (
     BaseGraph,
     add_initializer,
     array_of,
@@ -20,9 +19,10 @@ from .graph import (
     take_over,
     weight_of,
 )
-from .layer_inputs import LayerInputs
-from .low_rank import factorise
-from .patches import Window, window_of
+from ..layer_inputs import LayerInputs
+from ..patches import Window, window_of
+from .factor_shapes import FactorShape, LayerGeometry
+from .factorise import factorise
 
 
 def factorise_graph(

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ..core.errors import PolicyError
-from ..spaces.treatment import Treatment
+from ...core.errors import PolicyError
+from ...spaces.treatment import Treatment
+from ..graph import array_of
+from ..layer_inputs import LayerInputs
+from ..quantization.compensate import compensate
 from .cluster import GROUP_CHANNELS
-from .compensate import compensate
-from .graph import array_of
-from .layer_inputs import LayerInputs
-from .weights import Rounding, round_nearest
+from .quantized_weights import Rounding, round_nearest
 
 if TYPE_CHECKING:
-    from .quantize import QuantizationPlan
+    from ..quantization.quantize import QuantizationPlan
 
 #: fields of a treatment that decide what `treat_weight` makes
 _TREATING = ("clusters", "cluster_scope", "cluster_weighting", "binary", "sparsity", "pattern", "saliency")

@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from ..spaces.layer import Layer
-from .patches import Window
+from ...spaces.layer import Layer
+from ..patches import Window
 
 Form = Literal["linear", "channel", "spatial", "tucker"]
 

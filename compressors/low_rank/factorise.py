@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import PolicyError
-from ..spaces.layer import Layer
-from ..spaces.treatment import Treatment
+from ...core.errors import PolicyError
+from ...spaces.layer import Layer
+from ...spaces.treatment import Treatment
+from ..layer_inputs import LayerInputs, weight_matrix
 from .factor_shapes import FactorShape, Form, LayerGeometry, count_elements, count_macs, count_places, factor_shapes
-from .layer_inputs import LayerInputs, weight_matrix
-from .low_rank_fits import (
+from .fits import (
     Spectrum,
     damp,
     error_of,

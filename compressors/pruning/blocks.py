@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..spaces.layer import Structure
+from ...spaces.layer import Structure
 from .couplings import tensors_in
 from .cuts import LAYER_TYPES, Coupling, clone_module
 from .trials import Probe, why_unusable

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ..spaces.layer import Layer
-from ..spaces.treatment import Treatment
+from ...spaces.layer import Layer
+from ...spaces.treatment import Treatment
 from .cluster import GROUP_CHANNELS
 from .packing import MAX_VALUES, Content
 from .sparsify import count_kept

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from ..spaces.treatment import Treatment
-from .layer_inputs import LayerInputs
+from ...spaces.treatment import Treatment
+from ..layer_inputs import LayerInputs
 from .treated_weight import TreatedWeight, as_rows, from_rows, input_energy
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.errors import SpecError
-from ..spaces.layer import Structure
+from ...core.errors import SpecError
+from ...spaces.layer import Structure
 from .cuts import CUTTABLE, LAYER_TYPES, Coupling, Use, n_channel_groups
 
 #: attributes from which the code of an attention module may read its number of heads

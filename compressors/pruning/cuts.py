@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..spaces.layer import Structure
+from ...spaces.layer import Structure
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 _NORMS_PER_CHANNEL = (nn.modules.batchnorm._NormBase,)  # batch and instance norms

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..spaces.treatment import Treatment
-from .layer_inputs import LayerInputs
+from ...spaces.treatment import Treatment
+from ..layer_inputs import LayerInputs
 from .sparsify import choose_kept
 from .treated_weight import TreatedWeight, as_rows, from_rows, input_energy
 

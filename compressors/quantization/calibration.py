@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..core.errors import ModelError
-from .graph import iterate_outputs
+from ...core.errors import ModelError
+from ..graph import iterate_outputs
 
 _N_BINS = 2048
 #: share of the values that the percentile method keeps (the default of onnxruntime.quantization)

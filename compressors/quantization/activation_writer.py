@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from ..core.errors import PolicyError
+from ...core.errors import PolicyError
+from ..graph import add_initializer, input_of
+from ..weights.weight_bank import MAX_FLOAT8
 from .activations import ActivationScale, activation_scale
 from .calibration import Histogram
-from .graph import add_initializer, input_of
-from .weight_bank import MAX_FLOAT8
 
 if TYPE_CHECKING:
     from .quantize import QuantizationPlan

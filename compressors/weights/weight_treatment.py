@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..spaces.treatment import Treatment
+from ...spaces.treatment import Treatment
+from ..layer_inputs import LayerInputs
 from .binarize import binarize_weight
 from .cluster import cluster_weight
-from .layer_inputs import LayerInputs
 from .sparsify import choose_kept, sparsify_weight
 from .treated_weight import TreatedWeight
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from ..graph import add_initializer, array_of, drop_unused_initializers, input_of, weight_of
+from ..layer_inputs import LayerInputs
 from .activations import find_bias
-from .graph import add_initializer, array_of, drop_unused_initializers, input_of, weight_of
-from .layer_inputs import LayerInputs
 
 #: scales nearer to 1 than this, as a difference of logarithms, change nothing
 _NO_CHANGE = 1e-3

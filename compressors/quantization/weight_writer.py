@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from ..graph import add_initializer, array_of, input_of, take_over
+from ..weights.layer_weight import LayerWeight, read_layer
+from ..weights.packing import Packed
+from ..weights.quantized_weights import QuantizedWeight, raise_scale
+from ..weights.unpacking import ConstantWriter
+from ..weights.weight_bank import FloatWeight, pack_codes
 from .activation_writer import ActivationWriter
 from .activations import find_bias
-from .graph import add_initializer, array_of, input_of, take_over
-from .layer_weight import LayerWeight, read_layer
-from .packing import Packed
-from .unpacking import ConstantWriter
-from .weight_bank import FloatWeight, pack_codes
-from .weights import QuantizedWeight, raise_scale
 
 if TYPE_CHECKING:
     from .quantize import QuantizationPlan

@@ -10,9 +10,7 @@ import onnx_ir as ir
 
 from .layer_weight import LayerWeight
 from .packing import Packed, pack
-from .treated_weight import TreatedWeight, along
-from .weight_treatment import treat_weight
-from .weights import (
+from .quantized_weights import (
     BlockWeight,
     QuantizedWeight,
     Rounding,
@@ -20,6 +18,8 @@ from .weights import (
     quantize_values,
     quantize_weight,
 )
+from .treated_weight import TreatedWeight, along
+from .weight_treatment import treat_weight
 
 #: what was used least recently goes when all together take more than this
 MAX_BANK_BYTES = 1024**3

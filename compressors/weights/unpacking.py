@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from .graph import add_initializer
+from ..graph import add_initializer
 from .packing import ROW, Coded, Masked, Packed, digits_per_byte
 
 _INT32 = int(ir.DataType.INT32)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.errors import PolicyError
+from ...core.errors import PolicyError
 from .couplings import load_torch_pruning
 from .cuts import Coupling, Use, is_depthwise
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
+from ..graph import add_initializer, array_of, drop_unused_initializers, input_of, kind_of, take_over, weight_of
+from ..layer_inputs import LayerInputs, weight_matrix
 from .activations import find_bias
-from .graph import add_initializer, array_of, drop_unused_initializers, input_of, kind_of, take_over, weight_of
-from .layer_inputs import LayerInputs, weight_matrix
 
 #: fused operators of com.microsoft that add a bias to what a linear layer gives: operator → the input that holds it
 _FUSED_BIASES: Mapping[str, int] = {"BiasGelu": 1, "FastGelu": 1, "SkipLayerNormalization": 4}

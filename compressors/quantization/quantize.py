@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from ..core.errors import PolicyError
-from ..hw_profiles.target import Capabilities
-from ..spaces.treatment import Treatment
+from ...core.errors import PolicyError
+from ...hw_profiles.target import Capabilities
+from ...spaces.treatment import Treatment
+from ..graph import drop_unused_initializers, kind_of, weight_of
+from ..layer_inputs import LayerInputs
+from ..opset import raise_opset
+from ..weights.layer_weight import read_layer
+from ..weights.weight_bank import WeightBank
 from .activation_writer import ActivationWriter
 from .activations import extra_nodes, find_bias, fused_output
 from .calibration import Histogram, Range
-from .graph import drop_unused_initializers, kind_of, weight_of
-from .layer_inputs import LayerInputs
-from .layer_weight import read_layer
-from .opset import raise_opset
-from .weight_bank import WeightBank
 from .weight_writer import WeightWriter
 
 #: the first operator set that knows float8

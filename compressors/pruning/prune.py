@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core.errors import PolicyError
-from ..core.names import describe_unknown
-from ..spaces.treatment import Treatment
+from ...core.errors import PolicyError
+from ...core.names import describe_unknown
+from ...spaces.treatment import Treatment
 from .blocks import Block, drop_blocks, is_inside
 from .cuts import Coupling, clone_module, keep_units
 from .importance import Losses, score_units

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ..spaces.layer import Structure
+from ...spaces.layer import Structure
 from .blocks import Block, find_blocks
 from .couplings import HEAD_COUNTS, as_heads, propose_couplings
 from .cuts import Coupling, find_tied_conflict

@@ -1,0 +1,1 @@
+"""Layers taken apart into smaller ones."""

@@ -1,0 +1,1 @@
+"""What can be pruned, what is important, and pruning itself."""

@@ -1,0 +1,1 @@
+"""Integers written into the graph: ranges, scales, rounding and its refinements."""

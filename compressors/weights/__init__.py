@@ -1,0 +1,1 @@
+"""What treatments make of a weight, and how it is stored."""
