@@ -7,14 +7,14 @@ import pytest
 from trimtab.core.errors import RunError
 from trimtab.search.journal import MAX_LINE_BYTES, Journal
 from trimtab.search.record import Record, Status
-from trimtab.search.testing import fake_measurement, small_space
+from trimtab.search.testing import fake_measurement, policy_of, small_space
 from trimtab.spaces.policy import Policy
 
 FINGERPRINTS = {"model": "aaaa", "data": "bbbb"}
 
 
 def make_record(record_id, error=""):
-    policy = small_space().decode([record_id % 4, 1, 0, 2, 0, 0, 0, 0])
+    policy = policy_of(small_space(), [record_id % 4, 1, 0, 2])
     status = Status.FAILED if error else Status.COMPLETE
     return Record(record_id, policy, status, fake_measurement(small_space(), policy), 0.5, 7, "random", error)
 
