@@ -28,8 +28,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## search a policy for a small digit classifier on this machine
 	$(BIN)/trimtab search digits
 
-test: $(READY) ## run every test, slow ones too
-	$(BIN)/python -m pytest
+test: $(READY) ## run every test, slow ones too; first those that need the machine for themselves
+	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile
 
 check: lint types test ## what CI runs: lint, types, tests
 

@@ -43,6 +43,7 @@ def _run(*durations_s):
     return run_null_test(stage, None, INPUTS, BRIEF, clock=stage.clock)
 
 
+@pytest.mark.alone
 def test_two_equal_copies_do_not_differ():
     test = _run(lambda _: 0.01, lambda _: 0.01)
     assert (test.deviation, test.low, test.high) == (0, 0, 0)

@@ -40,6 +40,7 @@ def test_importing_trimtab_loads_nothing_heavy() -> None:
     assert loaded_by("import trimtab") == []
 
 
+@pytest.mark.alone
 def test_importing_trimtab_is_fast() -> None:
     assert best_extra_s("-c", "import trimtab") < MAX_START_S
 
@@ -52,6 +53,7 @@ def test_help_loads_nothing_heavy() -> None:
     assert loaded_by(statement) == []
 
 
+@pytest.mark.alone
 def test_help_is_fast() -> None:
     assert best_extra_s("-m", "trimtab", "--help") < MAX_START_S
 
