@@ -118,7 +118,7 @@ MINILM = Subject(
     n_test=300,
     cases=(
         *_alone("prune", "prune", "channels:*.intermediate.dense", ("0.25", "0.5", "0.75")),
-        *_alone("prune", "prune", "heads:*", ("0.25", "0.5")),
+        *(Case("prune", f"prune heads {share}", (("heads:*", "prune", share),)) for share in ("0.25", "0.5")),
         Case("prune", "drop every third layer", (("block:*.[25]", "prune", "1"),)),
         *_alone("low_rank", "low_rank", _ENCODER, ("0.75", "0.5", "0.25")),
         *_alone("low_rank", "low_rank", _ENCODER, ("0.5 output",)),
