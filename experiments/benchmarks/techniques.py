@@ -44,7 +44,7 @@ _log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str]) -> None:
     """Runs the named subjects, or all and the comparison of distillation, and prints a table for each."""
-    console = Console(width=150)
+    console = Console(width=190)
     names = list(arguments) or [*SUBJECTS, "distillation"]
     for name in names:
         if name == "distillation":

@@ -7,8 +7,8 @@ import openvino
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from trimtab.compressors.weights.quantized_weights.packing import Coded, Content, Masked, digits_per_byte, pack
-from trimtab.compressors.weights.quantized_weights.unpacking import ConstantWriter
+from trimtab.compressors.weights.packing import Coded, Content, Masked, digits_per_byte, pack
+from trimtab.compressors.weights.unpacking import ConstantWriter
 
 DTYPES = (np.float32, np.float16, np.int8)
 _INF = float("inf")

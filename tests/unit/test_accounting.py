@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from trimtab.compressors.pipeline import Pipeline
 from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
-from trimtab.compressors.weights.quantized_weights.accounting import account_layer, account_weights
+from trimtab.compressors.weights.accounting import account_layer, account_weights
 from trimtab.compressors.weights.storage import measure_storage
 from trimtab.hw_profiles.target import OPTION_KINDS, Capabilities
 from trimtab.spaces.layer import Layer

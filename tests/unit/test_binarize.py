@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from trimtab.compressors.weights.quantized_weights.binarize import binarize_weight
-from trimtab.compressors.weights.quantized_weights.weight_treatment import treat_weight
+from trimtab.compressors.weights.binarize import binarize_weight
+from trimtab.compressors.weights.weight_treatment import treat_weight
 from trimtab.spaces.treatment import Treatment
 
 FORMS = ("binary", "ternary")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 from trimtab.compressors.layer_inputs import LayerInputs
-from trimtab.compressors.weights.quantized_weights.cluster import assign, cluster_weight, find_codebook
+from trimtab.compressors.weights.cluster import assign, cluster_weight, find_codebook
 from trimtab.core.errors import PolicyError
 from trimtab.spaces.treatment import Treatment
 

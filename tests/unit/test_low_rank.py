@@ -6,13 +6,13 @@ import scipy.linalg
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from trimtab.compressors.layer_inputs import LayerInputs
-from trimtab.compressors.low_rank.factorise import factorise, why_not_low_rank
-from trimtab.compressors.low_rank.factorise.factor_shapes import (
+from trimtab.compressors.low_rank.factor_shapes import (
     LayerGeometry,
     count_elements,
     count_macs,
     factor_shapes,
 )
+from trimtab.compressors.low_rank.factorise import factorise, why_not_low_rank
 from trimtab.compressors.patches import Window
 from trimtab.core.errors import PolicyError
 from trimtab.spaces.layer import Layer

@@ -14,7 +14,7 @@ from trimtab.compressors.artifact import Artifact
 from trimtab.compressors.graph import build_base_graph
 from trimtab.compressors.layer_inputs import collect_layer_inputs
 from trimtab.compressors.low_rank.factorise import why_not_low_rank
-from trimtab.compressors.low_rank.factorise.graph_factors import factorise_graph, geometries_of
+from trimtab.compressors.low_rank.graph_factors import factorise_graph, geometries_of
 from trimtab.compressors.source import ModelSource, load_source
 from trimtab.compressors.testing import random_inputs
 from trimtab.core.errors import PolicyError

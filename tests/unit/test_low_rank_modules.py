@@ -11,8 +11,8 @@ from torch import nn
 from trimtab.compressors.graph import build_base_graph
 from trimtab.compressors.layer_inputs import collect_layer_inputs
 from trimtab.compressors.low_rank.factorise import why_not_low_rank
-from trimtab.compressors.low_rank.factorise.graph_factors import factorise_graph, geometries_of
-from trimtab.compressors.low_rank.factorise.module_factors import factorise_module
+from trimtab.compressors.low_rank.graph_factors import factorise_graph, geometries_of
+from trimtab.compressors.low_rank.module_factors import factorise_module
 from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs, small_cnn, small_transformer
 from trimtab.compressors.testing_models import TEST_MODELS, build_test_model

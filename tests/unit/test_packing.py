@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import onnx
 import pytest
-from trimtab.compressors import packing
 from trimtab.compressors.artifact import Artifact
 from trimtab.compressors.pipeline import Pipeline
 from trimtab.compressors.testing import random_inputs, run_artifact
-from trimtab.compressors.weights.quantized_weights.unpacking import unpack_constants
+from trimtab.compressors.weights import packing
+from trimtab.compressors.weights.unpacking import unpack_constants
 from trimtab.evaluators.device import build_device
 from trimtab.evaluators.tensorrt_device import tensorrt_capabilities
 from trimtab.evaluators.tensorrt_rules import check_tensorrt_rules

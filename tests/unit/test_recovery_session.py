@@ -11,7 +11,7 @@ from trimtab.compressors.recovery.schedules import gradual_sparsity, is_mask_due
 from trimtab.compressors.recovery.train import RecoveryPlan, RecoverySession, recover
 from trimtab.compressors.testing import random_inputs, small_cnn
 from trimtab.compressors.weights.quantized_weights import quantize_blocks
-from trimtab.compressors.weights.quantized_weights.weight_treatment import treat_weight
+from trimtab.compressors.weights.weight_treatment import treat_weight
 from trimtab.core.errors import DataError, PolicyError, RunError, SpecError
 from trimtab.spaces.options import QUANTIZE_OPTIONS
 from trimtab.spaces.recovery import Recovery

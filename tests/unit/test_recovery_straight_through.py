@@ -15,8 +15,8 @@ from trimtab.compressors.recovery.straight_through import (
     SignWeight,
     TakeValues,
 )
+from trimtab.compressors.weights.binarize import binarize_weight
 from trimtab.compressors.weights.quantized_weights import quantize_blocks
-from trimtab.compressors.weights.quantized_weights.binarize import binarize_weight
 
 
 def draw(*shape, seed=0):

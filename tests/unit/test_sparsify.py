@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.utils import prune
 from trimtab.compressors.layer_inputs import LayerInputs
-from trimtab.compressors.weights.quantized_weights.sparsify import choose_kept, n_zeros, sparsify_weight
-from trimtab.compressors.weights.quantized_weights.weight_treatment import treat_weight
+from trimtab.compressors.weights.sparsify import choose_kept, n_zeros, sparsify_weight
+from trimtab.compressors.weights.weight_treatment import treat_weight
 from trimtab.core.errors import PolicyError
 from trimtab.spaces.treatment import Treatment
 

@@ -15,9 +15,9 @@ from trimtab.compressors.layer_inputs import LayerInputs, collect_layer_inputs
 from trimtab.compressors.quantization.calibration import Range, collect_histograms
 from trimtab.compressors.quantization.quantize import QuantizationPlan, quantize_graph, rounded_weights
 from trimtab.compressors.testing import random_inputs
-from trimtab.compressors.weights.quantized_weights.layer_weight import LayerWeight
-from trimtab.compressors.weights.quantized_weights.weight_bank import WeightBank
-from trimtab.compressors.weights.quantized_weights.weight_treatment import treat_weight
+from trimtab.compressors.weights.layer_weight import LayerWeight
+from trimtab.compressors.weights.weight_bank import WeightBank
+from trimtab.compressors.weights.weight_treatment import treat_weight
 from trimtab.core.errors import PolicyError
 from trimtab.evaluators.device import build_device
 from trimtab.hw_profiles.target import Target

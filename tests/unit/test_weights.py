@@ -6,7 +6,7 @@ from onnxruntime.quantization import quant_utils
 from trimtab.compressors.quantization.activations import activation_scale
 from trimtab.compressors.quantization.calibration import Range
 from trimtab.compressors.weights.quantized_weights import quantize_blocks, quantize_values, quantize_weight, raise_scale
-from trimtab.compressors.weights.quantized_weights.treated_weight import TreatedWeight
+from trimtab.compressors.weights.treated_weight import TreatedWeight
 
 
 def _weights(shape):
