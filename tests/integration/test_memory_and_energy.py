@@ -104,6 +104,7 @@ def test_another_table_of_energies_is_found_beside_the_spec(workplace):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_energy_on_a_real_runtime_says_where_it_comes_from(workplace):
     _, found = search(
         workplace, target={"runtime": "onnxruntime"}, timing={"energy": True}, search={"trials": 3},

@@ -56,6 +56,7 @@ def _own_cache(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_profile_leaves_a_table_that_prices_policies(spec, identity, tmp_path):
     result = profile(spec, runs=tmp_path / "runs", plan=PLAN)[0]
     written = json.loads((result.run / "profile.json").read_text())
@@ -98,6 +99,7 @@ def test_a_runtime_that_tells_no_kernels_is_refused_before_anything_is_measured(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_search_feeds_the_table_and_the_next_one_knows_what_to_promise(runtime, identity, workplace):
     file = workplace.write_spec(
         model="tiny:cnn",
