@@ -99,7 +99,6 @@ def test_a_runtime_that_tells_no_kernels_is_refused_before_anything_is_measured(
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_search_feeds_the_table_and_the_next_one_knows_what_to_promise(runtime, identity, workplace):
     file = workplace.write_spec(
         model="tiny:cnn",

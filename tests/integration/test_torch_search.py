@@ -51,7 +51,6 @@ def test_a_search_on_torch_ends_in_an_artifact_that_keeps_its_promise(make_workp
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 @pytest.mark.timeout(900)
 def test_a_search_on_compiled_torch_ends_in_an_artifact_that_keeps_its_promise(make_workplace, tmp_path):
     place = make_workplace(tmp_path)
