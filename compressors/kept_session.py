@@ -42,8 +42,6 @@ class KeptSession:
         """
         self._bank, self._key, self._save_every_s = bank, key, save_every_s
         self._session = make()
-        #: steps that have been made
-        self.n_done = 0
         self._saved_s = time.monotonic()
         arrays = None if bank is None else bank.load_state(key)
         if bank is None or arrays is None:
@@ -61,6 +59,11 @@ class KeptSession:
         """All steps of the training."""
         return self._session.n_steps
 
+    @property
+    def n_done(self) -> int:
+        """Steps that have been made."""
+        return self._session.n_done
+
     def advance(self, n_steps: int) -> None:
         """Makes so many steps, or those that are left, and keeps the state now and then.
 
@@ -71,7 +74,6 @@ class KeptSession:
         while n_left > 0:
             n = min(n_left, _PIECE)
             self._session.advance(n)
-            self.n_done += n
             n_left -= n
             if time.monotonic() - self._saved_s >= self._save_every_s:
                 self.save()
@@ -108,4 +110,3 @@ class KeptSession:
             RunError: the state is that of another training.
         """
         self._session.load_state_dict(arrays)
-        self.n_done = int(arrays["step"])

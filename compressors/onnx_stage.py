@@ -33,6 +33,7 @@ class OnnxStage:
     _banks: dict[str, WeightBank] = field(default_factory=dict)
     _inputs: dict[str, LazyInputs] = field(default_factory=dict)
     _equalized_statistics: dict[tuple[str, str], Mapping[str, Histogram]] = field(default_factory=dict)
+    _float_names: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def write(self, treatments: Mapping[str, Treatment], graph: GraphTreatment) -> Artifact:
         """Builds the artifact; structure and recovery are behind us.
@@ -62,12 +63,9 @@ class OnnxStage:
 
     def _serialise(self, model: ir.Model, fusion: str) -> bytes:
         proto = ir.to_proto(model)
-        float_graph = self._parsed(GraphTreatment(fusion=fusion)).graph
-        nodes = {str(node.name) for node in float_graph}
-        values = {
-            str(value.name) for node in float_graph for value in (*node.inputs, *node.outputs) if value is not None
-        }
-        shorten_names(proto, nodes | values)
+        if fusion not in self._float_names:
+            self._float_names[fusion] = _names_of(self._parsed(GraphTreatment(fusion=fusion)).graph)
+        shorten_names(proto, self._float_names[fusion])
         content: bytes = proto.SerializeToString()
         return content
 
@@ -166,3 +164,10 @@ class OnnxStage:
 
 def _layer_name(weight: ir.Value) -> str:
     return str(weight.name).removesuffix(".weight")
+
+
+def _names_of(graph: ir.Graph) -> frozenset[str]:
+    """Returns the names of nodes and of the values that they read and make."""
+    nodes = (str(node.name) for node in graph)
+    values = (str(value.name) for node in graph for value in (*node.inputs, *node.outputs) if value is not None)
+    return frozenset((*nodes, *values))

@@ -85,12 +85,11 @@ class Pipeline:
         """
         if shape.is_original:
             return self.stage
-        if shape.key not in self._shaped:
-            made = OnnxStage(self.shaper.make(shape), self.scheme)
-            while len(self._shaped) >= _N_KEPT:
-                del self._shaped[next(iter(self._shaped))]
-            self._shaped[shape.key] = made
-        return self._shaped[shape.key]
+        stage = self._shaped.pop(shape.key, None) or OnnxStage(self.shaper.make(shape), self.scheme)
+        while len(self._shaped) >= _N_KEPT:
+            del self._shaped[next(iter(self._shaped))]
+        self._shaped[shape.key] = stage  # at the end: those that were not used for longest go first
+        return stage
 
     def _check_names(self, treatments: Mapping[str, Treatment]) -> None:
         known = {layer.name for layer in self.prepared.layers} | {s.name for s in self.prepared.structures}

@@ -24,6 +24,7 @@ from .trained_bank import TrainedBank
 from .training import Training
 
 if TYPE_CHECKING:
+    from .recovery.data import TrainingData
     from .recovery.train import RecoverySession
 
 _log = logging.getLogger(__name__)
@@ -142,7 +143,6 @@ class Shaper:
         Raises:
             PolicyError: there are no training data, or the shape cannot be had.
         """
-        from .recovery.data import TrainingData
         from .recovery.train import RecoveryPlan, RecoverySession
 
         training = self._need_training("recovery")
@@ -154,7 +154,7 @@ class Shaper:
             seed=derive_seed(training.seed, "recovery", shape.key),
             activation_codes=self.stage.scheme.activation_codes,
         )
-        return RecoverySession(student, TrainingData(training.inputs, training.labels, training.loss), plan)
+        return RecoverySession(student, self._training_data("recovery"), plan)
 
     def open_training(self, shape: Shape) -> KeptSession | None:
         """Returns the training of a shape, where an interrupted one had come; None when the bank holds its model.
@@ -163,9 +163,7 @@ class Shaper:
             PolicyError: there are no training data, or the shape cannot be had.
         """
         self._need_training("recovery")
-        if self._bank is not None and self._bank.load(self._bank_key(shape)) is not None:
-            return None
-        return KeptSession(lambda: self.open_session(shape), self._bank, self._bank_key(shape))
+        return None if self._load(shape) is not None else self._keep_session(shape)
 
     def export(self, recovered: Any) -> ModelSource:
         """Exports what a session ended with, or had come to, with what it learned of the rounding."""
@@ -184,11 +182,17 @@ class Shaper:
 
     def _trained(self, shape: Shape) -> ModelSource:
         self._need_training("recovery")
-        if self._bank is not None and (known := self._bank.load(self._bank_key(shape))) is not None:
+        if (known := self._load(shape)) is not None:
             return known
-        session = KeptSession(lambda: self.open_session(shape), self._bank, self._bank_key(shape))
+        session = self._keep_session(shape)
         session.advance(session.n_steps)
         return self.adopt(shape, session.finish())
+
+    def _load(self, shape: Shape) -> ModelSource | None:
+        return None if self._bank is None else self._bank.load(self._bank_key(shape))
+
+    def _keep_session(self, shape: Shape) -> KeptSession:
+        return KeptSession(lambda: self.open_session(shape), self._bank, self._bank_key(shape))
 
     def _pruned(self, shape: Shape) -> ModelSource:
         return export_module(self._prune(shape), self._origin().example_inputs)
@@ -222,11 +226,15 @@ class Shaper:
         return prune_structures(module, found, shape.pruned, multiple=multiple, losses=losses)
 
     def _losses(self, module: Any) -> Iterable[Any]:
-        from .recovery.data import TrainingData
         from .recovery.losses import iterate_losses
 
-        training = self._need_training("this importance")
-        return iterate_losses(module, TrainingData(training.inputs, training.labels, training.loss))
+        return iterate_losses(module, self._training_data("this importance"))
+
+    def _training_data(self, what: str) -> "TrainingData":
+        from .recovery.data import TrainingData
+
+        training = self._need_training(what)
+        return TrainingData(training.inputs, training.labels, training.loss)
 
     def _inputs_for(
         self, ranks: Mapping[str, Treatment], inputs: Mapping[str, LayerInputs]

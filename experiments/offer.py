@@ -23,7 +23,7 @@ from ..spaces.policy import CALIBRATIONS
 from ..spaces.recovery import Recovery
 from ..spaces.rules import Doubts, Dropped, Rule, resolve_options, resolve_structures, tie_layers, tie_structures
 from ..spaces.space import GraphOptions, Space, build_space
-from ..spaces.treatment import Treatment
+from ..spaces.treatment import GRADIENT_IMPORTANCES, Treatment
 from .profiling.device_profiles import why_slow
 from .spec import Spec
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 #: alternatives for ``graph.quantized_ops`` when the spec names none
 _DEFAULT_OPS: tuple[tuple[str, ...], ...] = ((), ("add",), ("add", "pool"), ("matmul",))
-#: importances that need the loss of training data
-GRADIENT_IMPORTANCES = ("taylor", "fisher")
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,8 @@ def make_offer(
     """
     rules = [_to_rule(rule) for rule in spec.space]
     is_default = "space" not in spec.model_fields_set
-    doubts = Doubts(partial(why_slow, profile), partial(_why_vain, geometries_of(model.base)))
+    geometries = geometries_of(model.base) if any(rule.low_rank for rule in rules) else {}
+    doubts = Doubts(partial(why_slow, profile), partial(_why_vain, geometries))
     options, dropped = resolve_options(
         model.layers, rules, device.capabilities.why_not, is_default=is_default, doubts=doubts
     )
@@ -178,6 +177,8 @@ def _equalizations(
     stage = OnnxStage(model, device.capabilities)
     dropped: list[tuple[str, str]] = []
     for name in offered:
+        if name == "none":
+            continue
         try:
             stage.equalized(name)
         except PolicyError as error:

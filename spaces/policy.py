@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.errors import SpecError
 from ..core.files import short_digest
-from ..core.names import describe_unknown
+from ..core.names import check_known, describe_unknown
 from .recovery import Recovery
 from .treatment import Treatment
 
@@ -77,10 +77,7 @@ class GraphTreatment:
         """
         if not isinstance(value, dict) or not isinstance(value.get("quantized_ops", []), list):
             raise SpecError(f"the graph's treatment must be an object of fields, got {value!r:.80}")
-        known = [field.name for field in fields(cls)]
-        for key in value:
-            if key not in known:
-                raise SpecError(describe_unknown("graph field", str(key), known))
+        check_known("graph field", value, [field.name for field in fields(cls)])
         return cls(**{**value, "quantized_ops": tuple(value.get("quantized_ops", []))})
 
 

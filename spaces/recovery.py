@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..core.errors import SpecError
-from ..core.names import describe_unknown
+from ..core.names import check_known, describe_unknown
 
 METHODS = ("none", "finetune", "distill")
 SCHEDULES = ("constant", "gradual")
@@ -101,10 +101,7 @@ class Recovery:
             return cls(value)
         if not isinstance(value, dict):
             raise SpecError(f"a recovery must be a method or an object of fields, got {value!r:.80}")
-        known = [field.name for field in fields(cls)]
-        for key in value:
-            if key not in known:
-                raise SpecError(describe_unknown("recovery field", str(key), known))
+        check_known("recovery field", value, [field.name for field in fields(cls)])
         for name in ("features", "teachers"):
             if not isinstance(value.get(name, []), list | tuple):
                 raise SpecError(f"recovery: {name} must be a list, got {value[name]!r:.80}")

@@ -5,9 +5,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..core.errors import SpecError
-from ..core.names import describe_unknown
+from ..core.names import check_known
 
-IMPORTANCES = ("magnitude", "bn_scale", "geometric_median", "taylor", "fisher")
+#: importances that need the loss of training data
+GRADIENT_IMPORTANCES = ("taylor", "fisher")
+IMPORTANCES = ("magnitude", "bn_scale", "geometric_median", *GRADIENT_IMPORTANCES)
 DECOMPOSITIONS = ("auto", "channel", "spatial", "tucker")
 BINARY_FORMS = ("none", "binary", "ternary")
 WEIGHT_DTYPES = ("float32", "float16", "float8", "int8", "int4")
@@ -89,13 +91,13 @@ class Treatment:
     @property
     def needs_data(self) -> bool:
         """Whether what is done depends on data that run through the model."""
-        by_data = (self.rank_error == "output", self.cluster_weighting == "sensitivity", self.saliency == "wanda")
-        return any(by_data) or self.activation_dtype == "binary" or self.importance in ("taylor", "fisher")
+        by_data = self.goes_by_inputs or self.rank_error == "output" or self.importance in GRADIENT_IMPORTANCES
+        return by_data or self.activation_dtype == "binary"
 
     @property
-    def is_structural(self) -> bool:
-        """Whether the layer has other shapes afterwards."""
-        return self.keep_channels != 1.0 or self.rank != 1.0
+    def goes_by_inputs(self) -> bool:
+        """Whether the values of the weight are chosen by what enters the layer."""
+        return self.saliency == "wanda" or self.cluster_weighting == "sensitivity"
 
     @property
     def techniques(self) -> tuple[str, ...]:
@@ -134,10 +136,7 @@ class Treatment:
         """
         if not isinstance(value, dict):
             raise SpecError(f"a treatment must be an object of fields, got {value!r:.80}")
-        known = [field.name for field in fields(cls)]
-        for key in value:
-            if key not in known:
-                raise SpecError(describe_unknown("treatment field", str(key), known))
+        check_known("treatment field", value, [field.name for field in fields(cls)])
         return cls(**value)
 
 

@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 from ...core.errors import PolicyError
+from ...spaces.treatment import GRADIENT_IMPORTANCES
 from .couplings import load_torch_pruning
 from .cuts import Coupling, Use, is_depthwise
 
 #: yields the loss of a few batches of a module, each with its graph
 Losses = Callable[[nn.Module], Iterable[torch.Tensor]]
-
-_GRADIENT_CRITERIA = ("taylor", "fisher")
 
 
 def score_units(
@@ -45,13 +44,13 @@ def score_units(
         PolicyError: a criterion needs losses or a batch norm and has none, or gives no finite scores.
         SpecError: torch-pruning is not installed.
     """
-    gradients = [name for _, name in asked if name in _GRADIENT_CRITERIA]
+    gradients = [name for _, name in asked if name in GRADIENT_IMPORTANCES]
     copy, means = (None, {}) if not gradients else _differentiate(module, gradients[0], losses)
     scores: list[np.ndarray] = []
     for coupling, criterion in asked:
         if criterion == "geometric_median":
             found = _distances_to_others(module, coupling)
-        elif criterion in _GRADIENT_CRITERIA and copy is not None:
+        elif criterion in GRADIENT_IMPORTANCES and copy is not None:
             for parameter, gradient in zip(copy.parameters(), means[criterion], strict=True):
                 parameter.grad = gradient
             found = _ask_torch_pruning(copy, coupling, criterion)
@@ -147,7 +146,7 @@ def _differentiate(
     copy = deepcopy(module).eval()
     parameters = list(copy.parameters())
     trained = [p.requires_grad_(True) for p in parameters if p.is_floating_point()]
-    sums = {name: {id(p): torch.zeros_like(p) for p in parameters} for name in _GRADIENT_CRITERIA}
+    sums = {name: {id(p): torch.zeros_like(p) for p in parameters} for name in GRADIENT_IMPORTANCES}
     n_losses = 0
     with torch.enable_grad():
         for loss in losses(copy):

@@ -1,6 +1,7 @@
 """Activations in fewer bits, written into a graph: static and dynamic codes, float8, signs."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,8 @@ from .calibration import Histogram
 
 if TYPE_CHECKING:
     from .quantize import QuantizationPlan
+
+_Known = TypeVar("_Known")
 
 
 class ActivationWriter:
@@ -88,9 +91,7 @@ class ActivationWriter:
         """Lets a node read its input rounded to float8 (E4M3FN); the largest calibrated magnitude becomes 448."""
         value = input_of(node, 0)
         if value not in self._float8:
-            range_ = self._plan.ranges.get(self._name(value))
-            if range_ is None:
-                raise PolicyError(f"there are no calibration statistics for the value '{value.name}'")
+            range_ = _known(self._plan.ranges, self._name(value), value)
             bound = max(-range_.low, range_.high)
             scale = np.float32(bound / MAX_FLOAT8 if bound > 0 else 1.0)
             name = f"{value.name}_float8"
@@ -103,10 +104,7 @@ class ActivationWriter:
         node.replace_input_with(0, self._float8[value])
 
     def _mean_levels(self, value: ir.Value) -> tuple[float, float]:
-        histogram = self._plan.statistics.get(self._name(value))
-        if histogram is None:
-            raise PolicyError(f"there are no calibration statistics for the value '{value.name}'")
-        return _levels_of(histogram)
+        return _levels_of(_known(self._plan.statistics, self._name(value), value))
 
     def _name(self, value: ir.Value) -> str:
         """Returns the name under which calibration knows a value, or that of which it is the twin."""
@@ -116,9 +114,7 @@ class ActivationWriter:
     def _twin(self, value: ir.Value) -> ir.Value:
         if value in self._twins:
             return self._twins[value]
-        range_ = self._plan.ranges.get(str(value.name))
-        if range_ is None:
-            raise PolicyError(f"there are no calibration statistics for the value '{value.name}'")
+        range_ = _known(self._plan.ranges, str(value.name), value)
         chosen = activation_scale(range_, self._plan.scheme.activation_codes)
         scale = add_initializer(self._graph, f"{value.name}_scale", np.asarray(chosen.scale))
         zero = add_initializer(self._graph, f"{value.name}_zero_point", np.asarray(chosen.zero_point))
@@ -136,6 +132,14 @@ class ActivationWriter:
         else:
             self._graph.insert_before(self._graph[0], node)
         return node.outputs[0]
+
+
+def _known(found: Mapping[str, _Known], name: str, value: ir.Value) -> _Known:
+    """Returns what calibration knows of a value."""
+    known = found.get(name)
+    if known is None:
+        raise PolicyError(f"there are no calibration statistics for the value '{value.name}'")
+    return known
 
 
 def _levels_of(histogram: Histogram) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -67,8 +68,15 @@ class Order:
     def indices(self, step: int) -> np.ndarray:
         """Returns the samples of a step: (batch,) int64."""
         epoch, place = divmod(step, self.batches_per_epoch)
-        order = derive_rng(self.seed, "recovery", "epoch", epoch).permutation(self.n_samples)
-        return order[place * self.batch_size : (place + 1) * self.batch_size]
+        order = _order_of(self.seed, epoch, self.n_samples)
+        return order[place * self.batch_size : (place + 1) * self.batch_size].copy()
+
+
+@lru_cache(maxsize=2)  # one in use, and the first epoch's, from which input statistics come
+def _order_of(seed: int, epoch: int, n_samples: int) -> np.ndarray:
+    order = derive_rng(seed, "recovery", "epoch", epoch).permutation(n_samples)
+    order.setflags(write=False)  # all steps of the epoch share it
+    return order
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,6 @@ def simulated_part(treatment: Treatment, *, quantization_aware: bool) -> Treatme
     return Treatment(**part)
 
 
-def needs_inputs(treatment: Treatment) -> bool:
-    """Whether the weights are chosen by what enters the layer."""
-    return treatment.saliency == "wanda" or treatment.cluster_weighting == "sensitivity"
-
-
 class Simulation:
     """Puts treatments into a network, in place, and takes the result out."""
 
@@ -59,7 +54,7 @@ class Simulation:
         Args:
             student: the network; it is changed.
             treatments: module path → treatment, as `simulated_part` returns it.
-            inputs: module path → what enters it, for those that `needs_inputs`.
+            inputs: module path → what enters it, where its treatment goes by that.
             gradual: whether sparsity starts at 0.
             codes: codes of static int8 activations: ``asymmetric``, ``symmetric`` or ``symmetric_signed``.
 

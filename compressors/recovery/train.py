@@ -21,7 +21,7 @@ from .input_statistics import collect_inputs
 from .losses import find_loss, list_outputs
 from .optimizers import Optimizers
 from .schedules import learning_rate_factor
-from .simulate import Simulation, needs_inputs, simulated_part
+from .simulate import Simulation, simulated_part
 
 #: gradients longer than this are cut to it
 _MAX_NORM = 5.0
@@ -74,8 +74,8 @@ class RecoverySession:
     >>> session = RecoverySession(nn.Linear(4, 4), data, RecoveryPlan({}, Recovery("finetune", epochs=3)))
     >>> session.n_steps
     3
-    >>> session.advance(2) > 0, session.is_done
-    (True, False)
+    >>> session.advance(2) > 0, session.n_done
+    (True, 2)
     """
 
     def __init__(self, student: nn.Module, data: TrainingData, plan: RecoveryPlan) -> None:
@@ -110,9 +110,9 @@ class RecoverySession:
         )
 
     @property
-    def is_done(self) -> bool:
-        """Whether all steps have been made."""
-        return self._step >= self.n_steps
+    def n_done(self) -> int:
+        """Steps that have been made."""
+        return self._step
 
     def advance(self, n_steps: int) -> float:
         """Makes so many steps, or those that are left; returns the mean loss of them, NaN where there was none.
@@ -142,7 +142,7 @@ class RecoverySession:
         Raises:
             RunError: steps are left.
         """
-        if not self.is_done:
+        if self._step < self.n_steps:
             raise RunError(f"a training must be at its end, got step {self._step} of {self.n_steps}; advance first")
         return self.snapshot()
 
@@ -197,7 +197,7 @@ class RecoverySession:
         return take_batch(self._data, self._order.indices(0), device=self._device)
 
     def _collect(self, treatments: Mapping[str, Treatment], known: Mapping[str, LayerInputs]) -> dict[str, LayerInputs]:
-        paths = [path for path, treatment in treatments.items() if needs_inputs(treatment) and path not in known]
+        paths = [path for path, treatment in treatments.items() if treatment.goes_by_inputs and path not in known]
         found = [path for path, module in self._student.named_modules() if path in paths and _has_rows(module)]
         if not found:
             return {}

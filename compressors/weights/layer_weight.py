@@ -79,7 +79,7 @@ def read_layer(node: ir.Node, weight: ir.Value, plan: "QuantizationPlan") -> Lay
     is_table = node.op_type == "Gather"
     is_compensated = plan.rounding == "compensated" and treatment.is_quantized and not is_table
     inputs = None
-    if not is_table and (is_compensated or _goes_by_inputs(treatment)):
+    if not is_table and (is_compensated or treatment.goes_by_inputs):
         inputs = plan.inputs.get(name)
         if inputs is None:
             raise PolicyError(f"layer {name}: there are no statistics of what enters it, by which to treat its weight")
@@ -95,10 +95,6 @@ def read_layer(node: ir.Node, weight: ir.Value, plan: "QuantizationPlan") -> Lay
         rounding_name="compensated" if is_compensated else "nearest",
         is_table=is_table,
     )
-
-
-def _goes_by_inputs(treatment: Treatment) -> bool:
-    return treatment.saliency == "wanda" or treatment.cluster_weighting == "sensitivity"
 
 
 def _round_compensated(

@@ -105,3 +105,15 @@ def test_what_is_stored_goes_to_the_factors(mixed):
     fc = next(layer for layer in prepared.layers if layer.kind == "linear")
     layers = [replace(fc, name=name) for name in ("fc.0", "fc.1", "up")]
     assert shape.remaining(layers) == {"fc.0": Treatment(clusters=4), "fc.1": Treatment(clusters=4)}
+
+
+def test_the_four_shapes_that_were_used_last_are_kept(mixed):
+    prepared, _ = mixed
+    name = next(s.name for s in prepared.structures if s.kind == "channels")
+    pipeline = Pipeline(prepared, SCHEME)
+    shapes = [Shape.of({name: parse_option("prune", share)}, Recovery()) for share in (0.25, 0.3, 0.5, 0.6, 0.75)]
+    stages = [pipeline.stage_of(shape) for shape in shapes[:4]]
+    assert pipeline.stage_of(shapes[0]) is stages[0]
+    pipeline.stage_of(shapes[4])  # a fifth: the one that was not used for longest goes
+    assert [pipeline.stage_of(shapes[i]) is stages[i] for i in (0, 2, 3)] == [True] * 3
+    assert pipeline.stage_of(shapes[1]) is not stages[1]
