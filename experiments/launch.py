@@ -19,6 +19,7 @@ from ..search.budget import Budget
 from ..search.controller import Observer, SearchPlan, SilentObserver, run_search
 from ..search.journal import Journal
 from ..search.pools import build_pool
+from ..search.problem import Problem
 from ..search.record import Record, Status
 from ..search.worker_pool import Job, Limits, WorkerPool
 from ..spaces.policy import GraphTreatment, Policy
@@ -225,9 +226,7 @@ def _build_pool(spec: Spec, benches: SearchBenches) -> WorkerPool:
 def _plan(preparation: Preparation, budget: Budget) -> SearchPlan:
     spec = preparation.spec
     return SearchPlan(
-        space=preparation.space,
-        budget=budget,
-        objective=spec.objective,
+        problem=Problem(preparation.space, budget, spec.objective),
         baselines=list_baselines(preparation.space),
         algorithm=spec.search.algorithm,
         n_trials=spec.search.trials,

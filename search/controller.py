@@ -15,11 +15,10 @@ from typing import Protocol
 from ..core.errors import RunError, SpecError
 from ..core.seeds import derive_seed
 from ..spaces.policy import Policy
-from ..spaces.space import Space
 from .answer import find_best, merit
-from .budget import Budget
 from .journal import Journal
-from .objectives import check_objective, objective_vector
+from .objectives import objective_vector
+from .problem import Problem
 from .record import Record, Status
 from .searcher import Searcher, Suggestion, Verdict, build_searcher
 from .worker_pool import Job, Outcome, WorkerPool
@@ -35,12 +34,10 @@ class SearchPlan:
     """What is searched, for what, and when to stop.
 
     Raises:
-        SpecError: a number is out of range, or the objective is unknown.
+        SpecError: a number is out of range.
     """
 
-    space: Space
-    budget: Budget
-    objective: str = "latency"
+    problem: Problem
     #: (label, policy) evaluated before anything else, in this order; equivalent ones are evaluated once
     baselines: tuple[tuple[str, Policy], ...] = ()
     algorithm: str = "auto"
@@ -55,7 +52,6 @@ class SearchPlan:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        check_objective(self.objective)
         for name in ("n_trials", "batch_size", "time_limit_s", "patience"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -102,7 +98,7 @@ def run_search(plan: SearchPlan, pool: WorkerPool, journal: Journal, observer: O
         RunError: the journal holds trials that this plan would not have proposed, or cannot be written.
         TransientError: the pool has no worker or no device left; resume later.
     """
-    searcher = build_searcher(plan.algorithm, plan.space, seed=plan.seed)
+    searcher = build_searcher(plan.algorithm, plan.problem, seed=plan.seed)
     search = _Search(plan, pool, journal, observer)
     baselines = [_Proposal(i, policy, f"baseline:{label}") for i, (label, policy) in enumerate(_distinct(plan))]
     observer.on_start(max(plan.n_trials, len(baselines)), len(journal.records))
@@ -122,14 +118,14 @@ class _Search:
     """One call of `run_search`."""
 
     def __init__(self, plan: SearchPlan, pool: WorkerPool, journal: Journal, observer: Observer) -> None:
-        self._plan = plan
+        self._plan, self._problem = plan, plan.problem
         self._pool = pool
         self._journal = journal
         self._observer = observer
         self._deadline_s = None if plan.time_limit_s is None else time.monotonic() + plan.time_limit_s
         self._done = {record.id: record for record in journal.records}
         #: the best among all records that were told
-        self._best = find_best(journal.records, plan.budget, plan.objective)
+        self._best = find_best(journal.records, plan.problem.budget, plan.problem.objective)
 
     def run_baselines(self, baselines: Sequence[_Proposal], searcher: Searcher) -> str | None:
         """Evaluates the baselines and injects them; returns why to stop, or None."""
@@ -139,7 +135,7 @@ class _Search:
                 return "time limit"
         for baseline in baselines:
             verdict = self._judge(self._done[baseline.id], baseline.id)
-            searcher.inject(baseline.policy, verdict.objectives, verdict.violation)
+            searcher.inject(baseline.policy, verdict)
         return None
 
     def run_trials(self, searcher: Searcher, *, n_done: int) -> str:
@@ -195,7 +191,7 @@ class _Search:
         _log.info("trial %d %s %s in %.1f s %s", record.id, record.origin, record.status, record.cost_s, record.error)
         self._done[record.id] = record
         candidates = [record] if self._best is None else [self._best, record]
-        self._best = find_best(candidates, self._plan.budget, self._plan.objective)
+        self._best = find_best(candidates, self._problem.budget, self._problem.objective)
         self._observer.on_record(record, self._best)
 
     def _check_replay(self, proposal: _Proposal) -> None:
@@ -215,12 +211,12 @@ class _Search:
 
     def _judge(self, record: Record, suggestion_id: int) -> Verdict:
         if record.status is Status.PRUNED:
-            return Verdict(suggestion_id, None, math.inf)
+            return Verdict(suggestion_id, None, math.inf, record.measurement)
         if record.status is not Status.COMPLETE:
             return Verdict(suggestion_id, None, 0.0)
-        objectives = objective_vector(self._plan.objective, record.measurement, self._plan.budget)
-        violation = 0.0 if objectives is None else self._plan.budget.violation(record.measurement)
-        return Verdict(suggestion_id, objectives, violation)
+        objectives = objective_vector(self._problem.objective, record.measurement, self._problem.budget)
+        violation = 0.0 if objectives is None else self._problem.budget.violation(record.measurement)
+        return Verdict(suggestion_id, objectives, violation, record.measurement)
 
     def _has_stalled(self, n_done: int, n_baselines: int) -> bool:
         """Whether the last `patience` trials brought nothing better; coming closer to the budget counts too."""
@@ -229,7 +225,7 @@ class _Search:
             return False
         ranked = []
         for record_id in range(n_done):
-            if (key := merit(self._done[record_id], self._plan.budget, self._plan.objective)) is not None:
+            if (key := merit(self._done[record_id], self._problem.budget, self._problem.objective)) is not None:
                 ranked.append((key[:2], record_id))
         return not ranked or min(ranked)[1] < n_done - patience
 

@@ -1,12 +1,13 @@
 """The one protocol behind which every search algorithm stands."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..core.registry import Registry
+from ..evaluators.measurement import Measurement
 from ..spaces.policy import Policy
-from ..spaces.space import Space
+from .problem import Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ class Verdict:
     id: int
     objectives: tuple[float, ...] | None
     violation: float
+    #: all that was measured, for searchers that model each quantity; also what is known of a trial that was stopped
+    measurement: Measurement = field(default_factory=Measurement)
 
 
 class Searcher(Protocol):
@@ -46,8 +49,8 @@ class Searcher(Protocol):
         """Learns from verdicts on earlier suggestions, by id, in any order."""
         ...
 
-    def inject(self, policy: Policy, objectives: tuple[float, ...] | None, violation: float) -> None:
-        """Learns from a policy that it did not suggest: a baseline, or a previous run."""
+    def inject(self, policy: Policy, verdict: Verdict) -> None:
+        """Learns from a policy that it did not suggest: a baseline, or a previous run; the id means nothing."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,16 +62,16 @@ class Searcher(Protocol):
         ...
 
 
-#: name → factory(space: Space, *, seed: int) -> Searcher
+#: name → factory(problem: Problem, *, seed: int) -> Searcher
 SEARCHERS: Registry[Searcher] = Registry(
     "search algorithm",
     "trimtab.searchers",
     {
-        "random": "trimtab.search.random_searcher:RandomSearcher",
-        "tpe": "trimtab.search.optuna_searcher:build_tpe",
-        "nsga2": "trimtab.search.optuna_searcher:build_nsga2",
-        "gp": "trimtab.search.optuna_searcher:build_gp",
-        "evolution": "trimtab.search.evolution_searcher:EvolutionSearcher",
+        "random": "trimtab.search.searchers.random_searcher:RandomSearcher",
+        "tpe": "trimtab.search.searchers.optuna_searcher:build_tpe",
+        "nsga2": "trimtab.search.searchers.optuna_searcher:build_nsga2",
+        "gp": "trimtab.search.searchers.optuna_searcher:build_gp",
+        "evolution": "trimtab.search.searchers.evolution_searcher:EvolutionSearcher",
         "auto": "trimtab.search.searcher:build_auto",
     },
 )
@@ -78,16 +81,16 @@ SEARCHERS: Registry[Searcher] = Registry(
 _MAX_TPE_CHOICES = 16
 
 
-def build_auto(space: Space, *, seed: int) -> Searcher:
+def build_auto(problem: Problem, *, seed: int) -> Searcher:
     """Picks the algorithm by the size of the space: TPE for few choices, evolution around the best for many."""
-    n_choices = sum(size > 1 for size in space.dimensions.values())
-    return build_searcher("tpe" if n_choices <= _MAX_TPE_CHOICES else "evolution", space, seed=seed)
+    n_choices = sum(size > 1 for size in problem.space.dimensions.values())
+    return build_searcher("tpe" if n_choices <= _MAX_TPE_CHOICES else "evolution", problem, seed=seed)
 
 
-def build_searcher(algorithm: str, space: Space, *, seed: int) -> Searcher:
+def build_searcher(algorithm: str, problem: Problem, *, seed: int) -> Searcher:
     """Makes a searcher by name.
 
     Raises:
         SpecError: the name is unknown.
     """
-    return SEARCHERS.get(algorithm)(space, seed=seed)
+    return SEARCHERS.get(algorithm)(problem, seed=seed)

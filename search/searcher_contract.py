@@ -1,6 +1,6 @@
 """What every `Searcher` must do; a new algorithm is tested by adding its factory to one list.
 
-Each check takes a factory(space, *, seed) and raises AssertionError with the sentence that is broken.
+Each check takes a factory(problem, *, seed) and raises AssertionError with the sentence that is broken.
 """
 
 import json
@@ -9,22 +9,19 @@ from collections.abc import Callable, Sequence
 from ..core.errors import RunError
 from ..spaces.policy import Policy
 from ..spaces.space import Space
-from .budget import Budget
 from .objectives import objective_vector
 from .searcher import Searcher, Suggestion, Verdict
-from .testing import REFERENCE_S, fake_measurement, policy_of, small_space
+from .testing import fake_measurement, policy_of, small_problem, small_space, synthetic_problem
 
 SearcherFactory = Callable[..., Searcher]
-
-#: in the synthetic problem about half of the random policies keep this budget
-SYNTHETIC_BUDGET = Budget(accuracy_drop=0.022, reference_s=REFERENCE_S)
 
 
 def judge(space: Space, suggestion: Suggestion) -> Verdict:
     """Returns the verdict of the synthetic problem on a suggestion."""
     measurement = fake_measurement(space, suggestion.policy)
-    objectives = objective_vector("latency", measurement, SYNTHETIC_BUDGET)
-    return Verdict(suggestion.id, objectives, SYNTHETIC_BUDGET.violation(measurement))
+    budget = synthetic_problem(space).budget
+    objectives = objective_vector("latency", measurement, budget)
+    return Verdict(suggestion.id, objectives, budget.violation(measurement), measurement)
 
 
 def run_synthetic(searcher: Searcher, space: Space, *, n_trials: int, batch_size: int = 4) -> float:
@@ -43,7 +40,7 @@ def run_synthetic(searcher: Searcher, space: Space, *, n_trials: int, batch_size
 def check_is_deterministic(factory: SearcherFactory) -> None:
     """Equal seeds give equal suggestions; different seeds do not."""
     space = small_space()
-    first, second, other = (_trace(factory(space, seed=seed), space) for seed in (0, 0, 1))
+    first, second, other = (_trace(factory(synthetic_problem(space), seed=seed), space) for seed in (0, 0, 1))
     _expect(first == second, "equal seeds must give equal suggestions")
     _expect(first != other, "another seed must give other suggestions")
 
@@ -51,21 +48,23 @@ def check_is_deterministic(factory: SearcherFactory) -> None:
 def check_stays_in_the_space(factory: SearcherFactory) -> None:
     """Every suggestion can be made from the space."""
     space = small_space()
-    strays = [policy for policy in _trace(factory(space, seed=0), space) if not space.contains(policy)]
+    strays = [
+        policy for policy in _trace(factory(synthetic_problem(space), seed=0), space) if not space.contains(policy)
+    ]
     _expect(not strays, f"suggestions must lie in the space, got {strays}")
 
 
 def check_never_repeats(factory: SearcherFactory) -> None:
     """No two suggestions are equivalent policies."""
     space = small_space()
-    trace = _trace(factory(space, seed=0), space)
+    trace = _trace(factory(synthetic_problem(space), seed=0), space)
     _expect(len(set(trace)) == len(trace), "no policy may be suggested twice")
 
 
 def check_asks_are_prefixes(factory: SearcherFactory) -> None:
     """A larger batch begins with the suggestions of a smaller one, so that a search can be extended."""
     space = small_space()
-    small, large = factory(space, seed=0), factory(space, seed=0)
+    small, large = factory(synthetic_problem(space), seed=0), factory(synthetic_problem(space), seed=0)
     for searcher in (small, large):
         _warm_up(searcher, space)
     _expect(large.ask(4)[:2] == small.ask(2), "ask(4) must begin with what ask(2) gives")
@@ -81,7 +80,7 @@ def check_order_of_tell_is_irrelevant(factory: SearcherFactory) -> None:
     ]
     traces = []
     for split in orders:
-        searcher = factory(space, seed=0)
+        searcher = factory(synthetic_problem(space), seed=0)
         trace: list[Policy] = []
         for _ in range(4):
             suggestions = searcher.ask(4)
@@ -95,7 +94,7 @@ def check_order_of_tell_is_irrelevant(factory: SearcherFactory) -> None:
 def check_takes_failures(factory: SearcherFactory) -> None:
     """Failed trials, stopped ones, and trials of unknown violation, do not stop the search."""
     space = small_space()
-    searcher = factory(space, seed=0)
+    searcher = factory(synthetic_problem(space), seed=0)
     for batch in range(4):
         suggestions = searcher.ask(4)
         _expect(len(suggestions) == 4, "failures must not reduce the number of suggestions")
@@ -107,7 +106,7 @@ def check_takes_failures(factory: SearcherFactory) -> None:
 def check_refuses_unknown_ids(factory: SearcherFactory) -> None:
     """A verdict on something that was not suggested is an error."""
     try:
-        factory(small_space(), seed=0).tell([Verdict(10_000, None, 0.0)])
+        factory(small_problem(), seed=0).tell([Verdict(10_000, None, 0.0)])
     except RunError:
         return
     raise AssertionError("a verdict on an unknown id must raise RunError")
@@ -126,7 +125,7 @@ def check_resumes_within_a_batch(factory: SearcherFactory) -> None:
 def check_exhausts_a_tiny_space(factory: SearcherFactory) -> None:
     """A space of eight policies gives exactly eight suggestions, then none."""
     space = small_space(n_groups=3, n_options=2)
-    searcher = factory(space, seed=0)
+    searcher = factory(synthetic_problem(space), seed=0)
     trace = _trace(searcher, space)
     _expect(len(trace) == len(set(trace)) == space.size == 8, f"8 policies must be suggested, got {len(trace)}")
     _expect(searcher.ask(1) == [], "an exhausted space must give no suggestion")
@@ -135,12 +134,12 @@ def check_exhausts_a_tiny_space(factory: SearcherFactory) -> None:
 def check_never_suggests_what_was_injected(factory: SearcherFactory) -> None:
     """Injected policies count as known, successful, failed or outside the space."""
     space = small_space(n_groups=2, n_options=3)
-    searcher = factory(space, seed=0)
+    searcher = factory(synthetic_problem(space), seed=0)
     known = [policy_of(space, [i, j]) for i in range(3) for j in range(2)]
     for position, policy in enumerate(known):
         verdict = judge(space, Suggestion(0, policy))
-        searcher.inject(policy, verdict.objectives if position else None, verdict.violation)
-    searcher.inject(Policy({"elsewhere": space.options[0][1]}), (1.0, 1.0, 1.0), 0.0)
+        searcher.inject(policy, verdict if position else Verdict(0, None, verdict.violation))
+    searcher.inject(Policy({"elsewhere": space.options[0][1]}), Verdict(0, (1.0, 1.0, 1.0), 0.0))
     trace = _trace(searcher, space)
     _expect(len(trace) == space.size - len(known), f"3 policies are left to suggest, got {len(trace)}")
     _expect(not set(trace) & set(known), "injected policies must not be suggested")
@@ -149,12 +148,12 @@ def check_never_suggests_what_was_injected(factory: SearcherFactory) -> None:
 def check_learns_from_what_was_injected(factory: SearcherFactory) -> None:
     """Injected results reach the model: they change what is suggested."""
     space = small_space(n_groups=6)
-    blank, taught = factory(space, seed=0), factory(space, seed=0)
-    source = factory(space, seed=1)
+    blank, taught = factory(synthetic_problem(space), seed=0), factory(synthetic_problem(space), seed=0)
+    source = factory(synthetic_problem(space), seed=1)
     for suggestion in source.ask(40):
         verdict = judge(space, suggestion)
-        taught.inject(suggestion.policy, verdict.objectives, verdict.violation)
-        blank.inject(suggestion.policy, None, 0.0)
+        taught.inject(suggestion.policy, verdict)
+        blank.inject(suggestion.policy, Verdict(0, None, 0.0))
     _expect(blank.ask(8) != taught.ask(8), "injected results must change the suggestions")
 
 
@@ -176,11 +175,11 @@ SEARCHER_CHECKS: tuple[Callable[[SearcherFactory], None], ...] = (
 
 def _check_resume(factory: SearcherFactory, *, n_told: int) -> None:
     space = small_space()
-    original = factory(space, seed=0)
+    original = factory(synthetic_problem(space), seed=0)
     _warm_up(original, space)
     verdicts = [judge(space, suggestion) for suggestion in original.ask(4)]
     original.tell(verdicts[:n_told])
-    restored = factory(space, seed=0)
+    restored = factory(synthetic_problem(space), seed=0)
     restored.load_state_dict(json.loads(json.dumps(original.state_dict())))
     for searcher in (original, restored):
         searcher.tell(verdicts[n_told:])
@@ -191,7 +190,7 @@ def _warm_up(searcher: Searcher, space: Space) -> None:
     """Brings a searcher past its random start: baselines, then batches of which some trials fail."""
     for policy in (policy_of(space, [choice] * 4) for choice in range(3)):
         verdict = judge(space, Suggestion(0, policy))
-        searcher.inject(policy, verdict.objectives, verdict.violation)
+        searcher.inject(policy, verdict)
     for _ in range(2):
         suggestions = searcher.ask(5)
         searcher.tell([Verdict(suggestions[0].id, None, 0.0)])

@@ -23,6 +23,8 @@ from ..spaces.layer import Group
 from ..spaces.policy import Policy
 from ..spaces.space import GraphOptions, Space
 from ..spaces.treatment import QUANTIZE_OPTIONS
+from .budget import Budget
+from .problem import Problem
 
 #: latency of the untouched model in the synthetic problem
 REFERENCE_S = 0.010
@@ -39,6 +41,16 @@ def small_space(n_groups: int = 4, n_options: int = 4) -> Space:
     options = tuple(list(QUANTIZE_OPTIONS.values())[:n_options])
     groups = tuple(Group(f"layer{i}", (f"layer{i}",)) for i in range(n_groups))
     return Space(groups, (options,) * n_groups, GraphOptions())
+
+
+def synthetic_problem(space: Space) -> Problem:
+    """Returns the synthetic problem on a space: about half of the random policies keep its budget."""
+    return Problem(space, Budget(accuracy_drop=0.022, reference_s=REFERENCE_S))
+
+
+def small_problem(n_groups: int = 4, n_options: int = 4) -> Problem:
+    """Returns the synthetic problem on `small_space`."""
+    return synthetic_problem(small_space(n_groups, n_options))
 
 
 def policy_of(space: Space, choices: Sequence[int]) -> Policy:

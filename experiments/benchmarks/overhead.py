@@ -26,6 +26,7 @@ from ...search.budget import Budget
 from ...search.controller import SearchPlan, SilentObserver, run_search
 from ...search.journal import Journal
 from ...search.pools import build_pool
+from ...search.problem import Problem
 from ...search.testing import FakeBenchFactory, small_space
 from ...search.worker_pool import Limits
 from ...spaces.policy import GraphTreatment
@@ -68,7 +69,7 @@ def _repeat(algorithm: str, shape: tuple[int, int], address: str) -> list[float]
         try:
             for repeat in range(_N_REPEATS + 1):
                 plan = SearchPlan(
-                    space, Budget(accuracy_drop=0.01), algorithm=algorithm, n_trials=_N_TRIALS, seed=repeat
+                    Problem(space, Budget(accuracy_drop=0.01)), algorithm=algorithm, n_trials=_N_TRIALS, seed=repeat
                 )
                 start_s = time.perf_counter()
                 with Journal.create(Path(folder) / f"{repeat}.jsonl", {}) as journal:

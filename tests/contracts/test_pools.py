@@ -14,6 +14,7 @@ from trimtab.search.inline_pool import InlinePool
 from trimtab.search.journal import Journal
 from trimtab.search.pool_contract import POOL_CHECKS, PROCESS_POOL_CHECKS, outcome_of_every_kind
 from trimtab.search.pools import build_pool
+from trimtab.search.problem import Problem
 from trimtab.search.ray_pool import RayPool
 from trimtab.search.testing import REFERENCE_S, FakeBenchFactory, small_space
 from trimtab.search.worker_pool import Limits
@@ -65,8 +66,7 @@ def test_number_of_workers_does_not_change_the_trace(tmp_path):
     for n_workers in (1, 4):
         space = small_space()
         plan = SearchPlan(
-            space,
-            Budget(accuracy_drop=0.03, reference_s=REFERENCE_S),
+            Problem(space, Budget(accuracy_drop=0.03, reference_s=REFERENCE_S)),
             baselines=(("untouched", Policy({})),),
             algorithm="tpe",
             n_trials=30,

@@ -6,12 +6,12 @@ import sys
 import numpy as np
 import pytest
 from trimtab.core.errors import SpecError
-from trimtab.search.evolution_searcher import EvolutionSearcher
-from trimtab.search.optuna_searcher import build_gp, build_nsga2, build_tpe
-from trimtab.search.random_searcher import RandomSearcher
 from trimtab.search.searcher import Verdict
 from trimtab.search.searcher_contract import SEARCHER_CHECKS, check_learns_from_what_was_injected, run_synthetic
-from trimtab.search.testing import policy_of, small_space
+from trimtab.search.searchers.evolution_searcher import EvolutionSearcher
+from trimtab.search.searchers.optuna_searcher import build_gp, build_nsga2, build_tpe
+from trimtab.search.searchers.random_searcher import RandomSearcher
+from trimtab.search.testing import policy_of, small_problem, small_space, synthetic_problem
 
 MODEL_BASED = {"evolution": EvolutionSearcher, "tpe": build_tpe, "nsga2": build_nsga2, "gp": build_gp}
 FACTORIES = {"random": RandomSearcher, **MODEL_BASED}
@@ -44,7 +44,10 @@ def test_model_based_searcher_beats_random_search(name, n_trials, n_seeds):
     space = small_space(n_groups=8, n_options=5)
     medians_s = {
         algorithm: np.median(
-            [run_synthetic(FACTORIES[algorithm](space, seed=s), space, n_trials=n_trials) for s in range(n_seeds)]
+            [
+                run_synthetic(FACTORIES[algorithm](synthetic_problem(space), seed=s), space, n_trials=n_trials)
+                for s in range(n_seeds)
+            ]
         )
         for algorithm in ("random", name)
     }
@@ -54,21 +57,21 @@ def test_model_based_searcher_beats_random_search(name, n_trials, n_seeds):
 def test_gp_without_torch_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SpecError, match=r"pip install 'trimtab\[gp\]'"):
-        build_gp(small_space(), seed=0)
+        build_gp(small_problem(), seed=0)
 
 
 def test_nsga2_takes_injected_policies_as_parents():
     space = small_space(n_groups=12)
-    searcher = build_nsga2(space, seed=0)
+    searcher = build_nsga2(synthetic_problem(space), seed=0)
     best = policy_of(space, [1] * 12)
     for i, policy in enumerate([best, *itertools.islice(space.neighbours(best), 15)]):
-        searcher.inject(policy, (float(i), float(i), float(i)), 0.0)
+        searcher.inject(policy, Verdict(0, (float(i), float(i), float(i)), 0.0))
     n_shared = [sum(best[group.name] == s.policy[group.name] for group in space.groups) for s in searcher.ask(4)]
     assert min(n_shared) >= 8  # random policies share 3 of 12 on average
 
 
 def test_searcher_makes_no_sound(capfd, recwarn):
-    searcher = build_tpe(small_space(), seed=0)
+    searcher = build_tpe(small_problem(), seed=0)
     searcher.tell([Verdict(suggestion.id, (1.0,), 0.0) for suggestion in searcher.ask(12)])
     searcher.ask(2)
     assert (capfd.readouterr(), list(recwarn)) == (("", ""), [])

@@ -12,6 +12,7 @@ from trimtab.search.budget import Budget
 from trimtab.search.controller import SearchPlan, SilentObserver, run_search
 from trimtab.search.inline_pool import InlinePool
 from trimtab.search.journal import Journal
+from trimtab.search.problem import Problem
 from trimtab.search.ray_pool import RayPool
 from trimtab.search.testing import REFERENCE_S, FakeBenchFactory, small_space
 from trimtab.search.worker_pool import Limits
@@ -21,8 +22,7 @@ pytestmark = pytest.mark.slow
 
 SPACE = small_space()
 PLAN = SearchPlan(
-    SPACE,
-    Budget(accuracy_drop=0.03, reference_s=REFERENCE_S),
+    Problem(SPACE, Budget(accuracy_drop=0.03, reference_s=REFERENCE_S)),
     baselines=(("untouched", Policy({})),),
     algorithm="tpe",
     n_trials=24,

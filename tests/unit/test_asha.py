@@ -14,6 +14,7 @@ from trimtab.search.controller import SearchPlan, SilentObserver, run_search
 from trimtab.search.inline_pool import InlinePool
 from trimtab.search.journal import Journal
 from trimtab.search.pools import build_pool
+from trimtab.search.problem import Problem
 from trimtab.search.ray_pool import RayPool
 from trimtab.search.record import Status
 from trimtab.search.searcher import Verdict, build_searcher
@@ -103,7 +104,7 @@ def test_a_bench_that_cannot_be_set_up_ends_the_search(running_ray, tmp_path):
 
 def test_a_search_keeps_what_was_stopped_and_tells_that_it_was_bad(tmp_path):
     plan = SearchPlan(
-        SPACE, Budget(accuracy_drop=0.03, reference_s=REFERENCE_S), algorithm="random", n_trials=8, seed=1
+        Problem(SPACE, Budget(accuracy_drop=0.03, reference_s=REFERENCE_S)), algorithm="random", n_trials=8, seed=1
     )
 
     class Stopping(InlinePool):
@@ -125,7 +126,7 @@ def test_a_search_keeps_what_was_stopped_and_tells_that_it_was_bad(tmp_path):
 def test_a_search_by_tpe_avoids_what_was_stopped():
     def share_after(violation):
         """The share of suggestions with option 0 in the first layer, after half of the trials with it were ended."""
-        searcher = build_searcher("tpe", SPACE, seed=0)
+        searcher = build_searcher("tpe", Problem(SPACE), seed=0)
         told = []
         for _ in range(15):
             suggestions = searcher.ask(4)

@@ -9,6 +9,7 @@ from trimtab.search.controller import SearchPlan, SilentObserver, run_search
 from trimtab.search.inline_pool import InlinePool
 from trimtab.search.journal import Journal
 from trimtab.search.pools import build_pool
+from trimtab.search.problem import Problem
 from trimtab.search.record import Status
 from trimtab.search.testing import REFERENCE_S, FakeBenchFactory, small_space
 from trimtab.search.worker_pool import Limits
@@ -22,8 +23,7 @@ BASELINES = (
     ("untouched again", Policy({})),
 )
 PLAN = SearchPlan(
-    space=SPACE,
-    budget=Budget(accuracy_drop=0.03, reference_s=REFERENCE_S),
+    problem=Problem(SPACE, Budget(accuracy_drop=0.03, reference_s=REFERENCE_S)),
     baselines=BASELINES,
     algorithm="random",
     n_trials=22,
@@ -100,7 +100,7 @@ def test_search_stops_at_its_time_limit_and_resumes_where_it_stood(tmp_path):
 
 def test_search_stops_when_the_space_is_exhausted(tmp_path):
     tiny = small_space(n_groups=2, n_options=2)
-    plan = replace(PLAN, space=tiny, baselines=(("untouched", Policy({})),), n_trials=50)
+    plan = replace(PLAN, problem=replace(PLAN.problem, space=tiny), baselines=(("untouched", Policy({})),), n_trials=50)
     assert stop_reason(tmp_path / "j", plan) == "space exhausted"
     with Journal.open(tmp_path / "j") as journal:
         assert len(journal.records) == tiny.size
@@ -108,7 +108,7 @@ def test_search_stops_when_the_space_is_exhausted(tmp_path):
 
 def test_search_stops_without_progress(tmp_path):
     records = search(tmp_path / "whole", replace(PLAN, n_trials=100))
-    feasible = [r for r in records if PLAN.budget.violation(r.measurement) == 0.0]
+    feasible = [r for r in records if PLAN.problem.budget.violation(r.measurement) == 0.0]
     best = min(feasible, key=lambda r: r.measurement.latency.median_s)
     assert best.id < 80  # else the 20 trials below could not pass without progress
     plan = replace(PLAN, n_trials=100, patience=20)
@@ -153,7 +153,7 @@ def test_finished_trials_survive_the_death_of_the_process(tmp_path):
         "space = small_space()\n"
         "baselines = (('untouched', Policy({})), ('int8', space.uniform(QUANTIZE_OPTIONS['int8'])))\n"
         "budget = Budget(accuracy_drop=0.03, reference_s=REFERENCE_S)\n"
-        "plan = SearchPlan(space, budget, baselines=baselines, algorithm='tpe', n_trials=22, seed=3)\n"
+        "plan = SearchPlan(Problem(space, budget), baselines=baselines, algorithm='tpe', n_trials=22, seed=3)\n"
         f"factory = FakeBenchFactory(space, {{{whole[16].policy.id!r}: 'device_crash'}})\n"
         f"journal = Journal.create(Path({str(tmp_path / 'j')!r}), {{}})\n"
         "run_search(plan, InlinePool(factory, Limits()), journal, SilentObserver())\n"

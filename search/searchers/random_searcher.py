@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.errors import RunError
-from ..core.seeds import derive_rng
-from ..spaces.policy import Policy
-from ..spaces.space import Space
-from .searcher import Suggestion, Verdict
+from ...core.errors import RunError
+from ...core.seeds import derive_rng
+from ...spaces.policy import Policy
+from ..problem import Problem
+from ..searcher import Suggestion, Verdict
 from .unseen import find_unseen
 
 #: samples that may turn out known before the nearest unseen policy is taken instead
@@ -17,13 +17,13 @@ _N_SAMPLES = 50
 class RandomSearcher:
     """Draws every choice uniformly; never the same policy twice.
 
-    >>> from trimtab.search.testing import small_space
-    >>> len(RandomSearcher(small_space(), seed=0).ask(3))
+    >>> from trimtab.search.testing import small_problem
+    >>> len(RandomSearcher(small_problem(), seed=0).ask(3))
     3
     """
 
-    def __init__(self, space: Space, *, seed: int) -> None:
-        self._space = space
+    def __init__(self, problem: Problem, *, seed: int) -> None:
+        self._space = problem.space
         self._seed = seed
         self._n_asks = 0
         #: suggested or injected, in that order; those outside the space are not counted among the seen
@@ -59,7 +59,7 @@ class RandomSearcher:
                 raise RunError(f"verdict on suggestion {verdict.id}, which is not open; open: {sorted(self._pending)}")
             self._pending.remove(verdict.id)
 
-    def inject(self, policy: Policy, objectives: tuple[float, ...] | None, violation: float) -> None:  # noqa: ARG002
+    def inject(self, policy: Policy, verdict: Verdict) -> None:  # noqa: ARG002
         """Takes note that the policy is known and need not be suggested."""
         if self._space.contains(policy):
             self._seen[policy] = None

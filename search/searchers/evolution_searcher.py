@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ..core.errors import RunError
-from ..core.seeds import derive_rng
-from ..spaces.policy import Policy
-from ..spaces.space import Space
-from .searcher import Suggestion, Verdict
+from ...core.errors import RunError
+from ...core.seeds import derive_rng
+from ...spaces.policy import Policy
+from ...spaces.space import Space
+from ..problem import Problem
+from ..searcher import Suggestion, Verdict
 from .unseen import find_unseen
 
 #: parents are drawn from this many of the best
@@ -33,13 +34,13 @@ _ROLE_SHARE, _FEW_SHARE = 0.45, 0.4
 class EvolutionSearcher:
     """Mutates and crosses the best policies known; never suggests the same twice.
 
-    >>> from trimtab.search.testing import small_space
-    >>> len(EvolutionSearcher(small_space(), seed=0).ask(3))
+    >>> from trimtab.search.testing import small_problem
+    >>> len(EvolutionSearcher(small_problem(), seed=0).ask(3))
     3
     """
 
-    def __init__(self, space: Space, *, seed: int) -> None:
-        self._space = space
+    def __init__(self, problem: Problem, *, seed: int) -> None:
+        self._space = problem.space
         self._seed = seed
         self._n_asks = 0
         self._n_suggested = 0
@@ -47,7 +48,7 @@ class EvolutionSearcher:
         self._pending: dict[int, Policy] = {}
         #: policy of the space → (violation, objective); infinities until, or unless, it is known
         self._scores: dict[Policy, tuple[float, float]] = {}
-        self._roles = _find_roles(space)
+        self._roles = _find_roles(problem.space)
 
     def ask(self, n: int) -> list[Suggestion]:
         """Returns up to n suggestions; fewer only when the space is exhausted."""
@@ -74,10 +75,10 @@ class EvolutionSearcher:
                 raise RunError(f"verdict on suggestion {verdict.id}, which is not open; open: {sorted(self._pending)}")
             self._note(self._pending.pop(verdict.id), verdict.objectives, verdict.violation)
 
-    def inject(self, policy: Policy, objectives: tuple[float, ...] | None, violation: float) -> None:
+    def inject(self, policy: Policy, verdict: Verdict) -> None:
         """Learns from a policy that it did not suggest; one outside the space, or known, is left aside."""
         if policy not in self._scores and self._space.contains(policy):
-            self._note(policy, objectives, violation)
+            self._note(policy, verdict.objectives, verdict.violation)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the whole state as JSON values."""

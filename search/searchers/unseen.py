@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Set
 
-from ..spaces.policy import Policy
-from ..spaces.space import Space
+from ...spaces.policy import Policy
+from ...spaces.space import Space
 
 
 def find_unseen(space: Space, seen: Set[Policy], starts: Iterable[Policy]) -> Policy | None:

@@ -22,11 +22,11 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from ..core.errors import RunError, SpecError
-from ..core.seeds import derive_rng, derive_seed
-from ..spaces.policy import Policy
-from ..spaces.space import Space
-from .searcher import Suggestion, Verdict
+from ...core.errors import RunError, SpecError
+from ...core.seeds import derive_rng, derive_seed
+from ...spaces.policy import Policy
+from ..problem import Problem
+from ..searcher import Suggestion, Verdict
 from .unseen import find_unseen
 
 Constraints = Callable[[FrozenTrial], Sequence[float]]
@@ -54,17 +54,17 @@ class Sampling:
     surround: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
-def build_tpe(space: Space, *, seed: int) -> "OptunaSearcher":
+def build_tpe(problem: Problem, *, seed: int) -> "OptunaSearcher":
     """Makes a tree-structured Parzen estimator (Bergstra et al. 2011), multivariate, with constant liar."""
-    return OptunaSearcher(space, seed=seed, sampling=Sampling(_tpe_sampler, n_proposals=3))
+    return OptunaSearcher(problem, seed=seed, sampling=Sampling(_tpe_sampler, n_proposals=3))
 
 
-def build_nsga2(space: Space, *, seed: int) -> "OptunaSearcher":
+def build_nsga2(problem: Problem, *, seed: int) -> "OptunaSearcher":
     """Makes an NSGA-II (Deb et al. 2002), which works on the whole trade-off."""
-    return OptunaSearcher(space, seed=seed, sampling=Sampling(_nsga2_sampler, is_multi_objective=True))
+    return OptunaSearcher(problem, seed=seed, sampling=Sampling(_nsga2_sampler, is_multi_objective=True))
 
 
-def build_gp(space: Space, *, seed: int) -> "OptunaSearcher":
+def build_gp(problem: Problem, *, seed: int) -> "OptunaSearcher":
     """Makes a Gaussian-process search with constrained expected improvement.
 
     Raises:
@@ -73,7 +73,7 @@ def build_gp(space: Space, *, seed: int) -> "OptunaSearcher":
     if importlib.util.find_spec("torch") is None:
         raise SpecError("torch is not installed, and algorithm 'gp' needs it; pip install 'trimtab[gp]'")
     # every proposal of a Gaussian process is dear, and after a repetition it tends to repeat itself
-    return OptunaSearcher(space, seed=seed, sampling=Sampling(_gp_sampler, n_proposals=3, surround=_one_thread))
+    return OptunaSearcher(problem, seed=seed, sampling=Sampling(_gp_sampler, n_proposals=3, surround=_one_thread))
 
 
 class OptunaSearcher:
@@ -82,17 +82,17 @@ class OptunaSearcher:
     A proposal that is known already (equal as a canonical policy) is discarded as a failed trial, which no
     sampler learns from: telling its result again would count one observation several times.
 
-    >>> from trimtab.search.testing import small_space
-    >>> len(build_tpe(small_space(), seed=0).ask(3))
+    >>> from trimtab.search.testing import small_problem
+    >>> len(build_tpe(small_problem(), seed=0).ask(3))
     3
     """
 
-    def __init__(self, space: Space, *, seed: int, sampling: Sampling) -> None:
-        self._space = space
+    def __init__(self, problem: Problem, *, seed: int, sampling: Sampling) -> None:
+        self._space = problem.space
         self._seed = seed
         self._sampling = sampling
         self._choices: dict[str, BaseDistribution] = {
-            name: CategoricalDistribution(range(n)) for name, n in space.dimensions.items() if n > 1
+            name: CategoricalDistribution(range(n)) for name, n in problem.space.dimensions.items() if n > 1
         }
         self._n_asks = 0
         #: policies of the space that were suggested or injected → number of the study's trial
@@ -125,15 +125,15 @@ class OptunaSearcher:
             with _quiet():
                 self._study.tell(verdict.id, values, state=_state_of(values, verdict.violation))
 
-    def inject(self, policy: Policy, objectives: tuple[float, ...] | None, violation: float) -> None:
+    def inject(self, policy: Policy, verdict: Verdict) -> None:
         """Learns from a policy that it did not suggest; one outside the space, or known, is left aside."""
         if policy in self._numbers or not self._space.contains(policy):
             return
-        values = self._values(objectives)
+        values = self._values(verdict.objectives)
         attrs = self._youngest_generation()
-        state = _state_of(values, violation)
+        state = _state_of(values, verdict.violation)
         if state is not TrialState.FAIL:
-            attrs[_CONSTRAINTS] = [min(violation, _MAX_VIOLATION)]
+            attrs[_CONSTRAINTS] = [min(verdict.violation, _MAX_VIOLATION)]
         self._numbers[policy] = self._add(self._params(policy), state, values=values, attrs=attrs)
 
     def state_dict(self) -> dict[str, Any]:

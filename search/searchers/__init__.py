@@ -1,0 +1,1 @@
+"""The search algorithms, one file each, behind the protocol in `search/searcher.py`."""

@@ -1,0 +1,1 @@
+"""Mixed-integer programs over a space: the exact best policy of additive models."""

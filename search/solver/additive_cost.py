@@ -1,0 +1,84 @@
+"""A cost that is a sum over groups and over pairs or triples of groups: what the solver can optimise and bound."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from ...core.errors import RunError, SpecError
+
+
+@dataclass(frozen=True)
+class AdditiveCost:
+    """cost(v) = constant + Σ_g unary[g][v_g] + Σ_e edges[e][v_e], for integer vectors v with one entry a group.
+
+    The unit is the caller's: seconds, bytes, points of accuracy. `PairwiseSurrogate` has the same parts.
+
+    >>> import numpy as np
+    >>> cost = AdditiveCost(1.0, (np.array([0.0, -0.2]), np.array([0.0, -0.3])), {(0, 1): np.diag([0.0, 0.5])})
+    >>> cost.value(np.array([[0, 0], [1, 1]])).tolist()
+    [1.0, 1.0]
+    """
+
+    constant: float
+    #: per group, (n_options,) float64
+    unary: tuple[np.ndarray, ...]
+    #: two or three groups in ascending order → float64, an axis for each
+    edges: Mapping[tuple[int, ...], np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for edge, table in self.edges.items():
+            shape = tuple(len(self.unary[group]) for group in edge)
+            if list(edge) != sorted(set(edge)) or len(edge) not in (2, 3) or table.shape != shape:
+                raise SpecError(f"edge {edge} must name two or three ascending groups and have shape {shape}, "
+                                f"got {table.shape}")  # fmt: skip
+        parts = [np.array([self.constant]), *self.unary, *self.edges.values()]
+        if not all(np.isfinite(part).all() for part in parts):
+            raise SpecError("an additive cost must be finite everywhere")
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of options of each group."""
+        return tuple(len(costs) for costs in self.unary)
+
+    def value(self, vectors: np.ndarray) -> np.ndarray:
+        """Returns (n,) float64 costs.
+
+        Args:
+            vectors: (n, at least n_groups) integers, each within its group's options.
+        """
+        total = np.full(len(vectors), self.constant)
+        for group, costs in enumerate(self.unary):
+            total += costs[vectors[:, group]]
+        for edge, table in self.edges.items():
+            total += table[tuple(vectors[:, group] for group in edge)]
+        return total
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the parts as JSON values."""
+        return {
+            "constant": self.constant,
+            "unary": [costs.tolist() for costs in self.unary],
+            "edges": [[list(edge), table.tolist()] for edge, table in self.edges.items()],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> "AdditiveCost":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            RunError: the value is not an additive cost.
+        """
+        try:
+            unary = tuple(np.array(costs, float) for costs in value["unary"])
+            edges = {tuple(map(int, edge)): np.array(table, float) for edge, table in value["edges"]}
+            return cls(float(value["constant"]), unary, edges)
+        except (KeyError, TypeError, ValueError, IndexError, SpecError) as cause:
+            raise RunError(f"not an additive cost: {cause!r}") from cause
+
+
+def zero_cost(sizes: Sequence[int]) -> AdditiveCost:
+    """Returns the cost that is 0 everywhere."""
+    return AdditiveCost(0.0, tuple(np.zeros(size) for size in sizes))
