@@ -48,9 +48,8 @@ def check_is_deterministic(factory: SearcherFactory) -> None:
 def check_stays_in_the_space(factory: SearcherFactory) -> None:
     """Every suggestion can be made from the space."""
     space = small_space()
-    strays = [
-        policy for policy in _trace(factory(synthetic_problem(space), seed=0), space) if not space.contains(policy)
-    ]
+    trace = _trace(factory(synthetic_problem(space), seed=0), space)
+    strays = [policy for policy in trace if not space.contains(policy)]
     _expect(not strays, f"suggestions must lie in the space, got {strays}")
 
 

@@ -41,11 +41,11 @@ def test_model_based_searcher_learns_from_injected_results(name):
 def test_model_based_searcher_beats_random_search(name, n_trials, n_seeds):
     if name == "gp":
         pytest.importorskip("torch")
-    space = small_space(n_groups=8, n_options=5)
+    problem = small_problem(n_groups=8, n_options=5)
     medians_s = {
         algorithm: np.median(
             [
-                run_synthetic(FACTORIES[algorithm](synthetic_problem(space), seed=s), space, n_trials=n_trials)
+                run_synthetic(FACTORIES[algorithm](problem, seed=s), problem.space, n_trials=n_trials)
                 for s in range(n_seeds)
             ]
         )

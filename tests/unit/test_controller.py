@@ -217,12 +217,16 @@ def test_observer_hears_of_start_records_with_the_best_so_far_and_stop(tmp_path)
     [
         ({"n_trials": 0}, "n_trials must be greater than 0, got 0"),
         ({"time_limit_s": -1.0}, "time_limit_s must be greater than 0"),
-        ({"objective": "speed"}, "unknown objective 'speed'"),
     ],
 )
 def test_plan_refuses_what_makes_no_sense(change, message):
     with pytest.raises(SpecError, match=message):
         replace(PLAN, **change)
+
+
+def test_problem_refuses_an_unknown_objective():
+    with pytest.raises(SpecError, match="unknown objective 'speed'"):
+        Problem(SPACE, objective="speed")
 
 
 @pytest.mark.parametrize("address", ["", "remote", "http://x", "host:", "host:123456", ":8000:x y"])
