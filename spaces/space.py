@@ -1,7 +1,7 @@
 """The space: the treatments on offer per group, and the choices for the whole graph."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -123,6 +123,35 @@ class Space:
                 entries.append(_index(getattr(self.graph, name), getattr(policy.graph, name), name))
         return np.array(entries, dtype=np.int64)
 
+    def canonical(self, vectors: np.ndarray) -> np.ndarray:
+        """Returns (n, n_dimensions) int64: of each policy the vector that `encode` gives.
+
+        Args:
+            vectors: (n, n_dimensions) integers, each within its dimension.
+        """
+        found = np.array(vectors, np.int64)
+        n_groups = len(self.groups)
+        is_static = self._any_group(found, lambda option: option.is_static)
+        is_quantized = self._any_group(found, lambda option: option.is_quantized)
+        is_treated = self._any_group(found, lambda option: option != _DEFAULT)
+        for position, name in enumerate(_GRAPH_CHOICES, n_groups):
+            for names, is_used in ((_STATIC_CHOICES, is_static), (_QUANTIZED_CHOICES, is_quantized)):
+                if name in names:
+                    found[~is_used, position] = 0
+            if name == "quantized_ops":  # alternatives that differ in their order only are one
+                alternatives = [tuple(sorted(set(ops))) for ops in self.graph.quantized_ops]
+                found[:, position] = np.array([alternatives.index(ops) for ops in alternatives])[found[:, position]]
+            if name == "recovery":
+                found[~is_treated, position] = 0
+        return found
+
+    def _any_group(self, vectors: np.ndarray, holds: Callable[[Treatment], bool]) -> np.ndarray:
+        """Returns (n,) bool: whether some group's option has a property."""
+        found = np.zeros(len(vectors), bool)
+        for group, options in enumerate(self.options):
+            found |= np.array([holds(option) for option in options])[vectors[:, group]]
+        return found
+
     def contains(self, policy: Policy) -> bool:
         """Whether the policy can be made from this space."""
         try:
@@ -183,6 +212,7 @@ def spread_groups(groups: Sequence[Group], policy: Policy) -> dict[str, Treatmen
     return {name: treatment for group, treatment in policy.groups for name in members[group]}
 
 
+_DEFAULT = Treatment()
 _GRAPH_CHOICES = (
     "fusion", "calibration", "quantized_ops", "precision", "rounding", "equalization", "correction", "recovery"
 )  # fmt: skip

@@ -65,6 +65,13 @@ def test_encode_gives_one_vector_per_policy(space):
     assert len({tuple(space.encode(policy)) for policy in every}) == len(every)
 
 
+@given(spaces())
+def test_canonical_vectors_are_those_of_encode(space):
+    vectors = np.array(list(_vectors(space)))
+    expected = np.array([space.encode(space.decode(vector)) for vector in vectors])
+    assert (space.canonical(vectors) == expected).all()
+
+
 @given(spaces(), st.integers(0, 2**32))
 def test_samples_lie_in_the_space(space, seed):
     assert space.contains(space.sample(np.random.default_rng(seed)))
