@@ -8,7 +8,7 @@ from ...core.cache import cache_folder
 from ...core.errors import MeasurementError, PolicyError, TableError
 from ...evaluators.device import KernelDevice
 from ...hw_profiles.kernels.kernel_table import KernelTable
-from ...hw_profiles.kernels.shipped import open_table
+from ...hw_profiles.kernels.shipped import find_related_table, open_table
 from ...hw_profiles.kernels.table_identity import TableIdentity
 from ...hw_profiles.latency import Latency
 from ...hw_profiles.prices.price_list import build_pricer
@@ -86,3 +86,12 @@ def open_prices(preparation: Preparation, *, without_source: str = "") -> TableP
     if without_source:
         table = table.without_source(without_source)
     return TablePrices(preparation, device, table) if len(table) else None
+
+
+def open_related_prices(preparation: Preparation) -> TablePrices | None:
+    """Opens the table of the most similar device, for comparing policies, never for promises; None without one."""
+    device = preparation.device
+    if not isinstance(device, KernelDevice):
+        return None
+    table = find_related_table(TableIdentity.of(device.identify()), cache_folder())
+    return None if table is None else TablePrices(preparation, device, table)

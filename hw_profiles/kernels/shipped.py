@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ...core.errors import TableError
 from .kernel_table import KernelTable
 from .table_file import read_table
 from .table_identity import TableIdentity
@@ -58,6 +59,29 @@ def open_table(identity: TableIdentity, cache: Path, *, shipped: Path = SHIPPED_
     if path.exists():
         table.merge(read_table(path, expect=identity))
     return table
+
+
+def find_related_table(identity: TableIdentity, cache: Path, *, shipped: Path = SHIPPED_FOLDER) -> KernelTable | None:
+    """Returns the table of another device that is most like this one: the same runtime with the same settings.
+
+    What it says is good for comparing policies, roughly; it is no promise. Damaged tables are passed over. None where
+    no table comes near.
+
+    Args:
+        identity: device, runtime and settings that prices are wanted for.
+        cache: the folder in which Trimtab keeps what it makes.
+        shipped: the folder of the tables that ship.
+    """
+    found: list[tuple[int, str, KernelTable]] = []
+    for path in list_tables(cache, shipped):
+        try:
+            table = read_table(path)
+        except TableError:
+            continue
+        other = table.identity
+        if (other.runtime, other.settings) == (identity.runtime, identity.settings) and other != identity:
+            found.append((len({*other.features} & {*identity.features}), path.name, table))
+    return max(found, key=lambda entry: entry[:2])[2] if found else None
 
 
 def list_tables(cache: Path, shipped: Path = SHIPPED_FOLDER) -> tuple[Path, ...]:

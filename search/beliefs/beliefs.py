@@ -133,7 +133,8 @@ def fit_beliefs(problem: Problem, trials: Sequence[Trial]) -> Beliefs:
     kept = [
         value
         for measurement in measured
-        if problem.budget.violation(measurement) == 0.0 and (value := objective.quantity.observe(measurement)) is not None
+        if problem.budget.violation(measurement) == 0.0
+        and (value := objective.quantity.observe(measurement)) is not None
     ]
     return Beliefs(objective, tuple(bounds), min(kept, default=None))
 
@@ -190,4 +191,3 @@ def _log_expected_improvement(gain: np.ndarray, deviation: np.ndarray) -> np.nda
     far = log_density - 2 * np.log(np.maximum(-z, 1.0))
     found: np.ndarray = np.log(deviation) + np.where(z > _FAR_BELOW, np.log(np.maximum(inner, 1e-300)), far)
     return found
-

@@ -146,16 +146,19 @@ class _Proposer:
         if self._pool is None:
             self._pool = self._gather(beliefs, tried)
         candidates = tried.without(self._pool)
+        if not len(candidates):
+            return None
+        scores = beliefs.score(candidates)
         for _ in range(_N_CLIMBS):
-            if not len(candidates):
-                return None
-            best = _best_first(candidates, beliefs.score(candidates))[:_N_CLIMBERS]
-            more = tried.without(np.concatenate([candidates, neighbours_of(self._space, best)]))
-            if len(more) == len(candidates):
+            best = candidates[_best_first(candidates, scores)[:_N_CLIMBERS]]
+            known = Tried({*tried.vectors, *map(tuple, candidates.tolist())})
+            more = known.without(neighbours_of(self._space, best))
+            if not len(more):
                 break
-            candidates = more
+            candidates = np.concatenate([candidates, more])
+            scores = np.concatenate([scores, beliefs.score(more)])
         self._pool = candidates
-        return tuple(map(int, _best_first(candidates, beliefs.score(candidates))[0]))
+        return tuple(map(int, candidates[_best_first(candidates, scores)[0]]))
 
     def _gather(self, beliefs: Beliefs, tried: Tried) -> np.ndarray:
         solved = solve_believed(self._space, beliefs, self._starts, tried.vectors)
@@ -175,11 +178,10 @@ class _Proposer:
 
 
 def _best_first(vectors: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Sorts rows by score, the highest first; scores equal to nine digits are ordered by the vector itself."""
+    """Returns (n,) positions, the highest score first; scores equal to nine digits are ordered by the vector itself."""
     rounded = np.array([float(f"{score:.9g}") for score in scores])
-    order = np.lexsort((*vectors.T[::-1], -rounded))
-    found: np.ndarray = vectors[order]
-    return found
+    order: np.ndarray = np.lexsort((*vectors.T[::-1], -rounded))
+    return order
 
 
 def _is_failed(verdict: Verdict) -> bool:

@@ -1,7 +1,89 @@
-"""placeholder until the solver is there"""
+"""The solver's optima under what is believed: cautious, as expected, and daring about the budget."""
+
+from collections.abc import Set
 
 import numpy as np
 
+from ...spaces.space import Space
+from ..beliefs.beliefs import Beliefs, Believed
+from ..solver.additive_cost import AdditiveCost
+from ..solver.program import Bound, Program
+from ..solver.solution import Limits
+from ..solver.solve import solve
+from .candidates import Vector, settings_of
 
-def solve_believed(space, beliefs, starts, tried):  # noqa
-    return np.zeros((0, len(space.dimensions)), np.int64)
+#: settings of the graph-wide choices in which a program is solved: those in which some policy promises most
+_N_SETTINGS = 3
+#: standard deviations that are kept from each bound
+_MARGINS = (0.0, 1.0, -1.0)
+#: a node limit stops at the same answer on every machine, which a time limit would not
+_LIMITS = Limits(relative_gap=1e-3, node_limit=64)
+#: costs are rounded to so many digits behind the point (the unit is the original's value), so that the last bits of a sum,
+#: which differ from machine to machine, do not decide between equals
+_DIGITS = 9
+
+
+def solve_believed(space: Space, beliefs: Beliefs, starts: np.ndarray, tried: Set[Vector]) -> np.ndarray:
+    """Returns (n, n_dimensions) int64: policies that are best under what is believed, in canonical form.
+
+    Args:
+        space: of the policies.
+        beliefs: of every quantity.
+        starts: (n, n_dimensions) integers: the best policies so far; they choose the settings of the graph-wide choices.
+        tried: vectors that may not be the answer.
+    """
+    found = []
+    for setting in _settings(space, beliefs, starts):
+        n_groups = len(space.groups)
+        excluded = tuple(vector[:n_groups] for vector in sorted(tried) if vector[n_groups:] == setting)
+        typical = (
+            _in_setting(starts, setting, n_groups) if len(starts) else np.zeros((1, len(space.dimensions)), np.int64)
+        )
+        objective = (_rounded(beliefs.objective.mean_cost(setting)),)
+        for margin in _MARGINS if _is_bounded(beliefs) else _MARGINS[:1]:
+            bounds = tuple(
+                _bound(believed, setting, typical, margin)
+                for believed in (beliefs.objective, *beliefs.bounds)
+                if np.isfinite(believed.quantity.limit)
+            )
+            solution = solve(Program(objective, bounds, excluded), _LIMITS)
+            if solution.vector is not None:
+                found.append((*solution.vector, *setting))
+    return space.canonical(np.array(found, np.int64).reshape(len(found), len(space.dimensions)))
+
+
+def _settings(space: Space, beliefs: Beliefs, starts: np.ndarray) -> list[tuple[int, ...]]:
+    """Returns the settings in which one of the best policies, or one close to them, promises most."""
+    n_groups = len(space.groups)
+    if not len(starts):
+        return [(0,) * (len(space.dimensions) - n_groups)]
+    settings = settings_of(space, list(starts))
+    if len(settings) <= _N_SETTINGS:
+        return settings
+    scores = [float(beliefs.score(_in_setting(starts, setting, n_groups)).max()) for setting in settings]
+    order = sorted(range(len(settings)), key=lambda i: (-round(scores[i], _DIGITS), settings[i]))
+    return [settings[i] for i in order[:_N_SETTINGS]]
+
+
+def _in_setting(starts: np.ndarray, setting: tuple[int, ...], n_groups: int) -> np.ndarray:
+    moved = starts.copy()
+    moved[:, n_groups:] = setting
+    return moved
+
+
+def _is_bounded(beliefs: Beliefs) -> bool:
+    return any(np.isfinite(believed.quantity.limit) for believed in (beliefs.objective, *beliefs.bounds))
+
+
+def _bound(believed: Believed, setting: tuple[int, ...], typical: np.ndarray, margin: float) -> Bound:
+    deviation = float(np.median(believed.predict(typical)[1]))
+    cost = _rounded(believed.mean_cost(setting))
+    return Bound(believed.quantity.name, (cost,), believed.quantity.limit - margin * deviation)
+
+
+def _rounded(cost: AdditiveCost) -> AdditiveCost:
+    return AdditiveCost(
+        round(cost.constant, _DIGITS),
+        tuple(np.round(costs, _DIGITS) for costs in cost.unary),
+        {edge: np.round(table, _DIGITS) for edge, table in cost.edges.items()},
+    )

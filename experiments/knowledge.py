@@ -1,0 +1,149 @@
+"""What is known of a spec's space before any trial: prices of the kernel table, influences on the output, bytes."""
+
+import logging
+import time
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from ..compressors.edges import find_edges
+from ..core.errors import MeasurementError, PolicyError
+from ..hw_profiles.surrogate.surrogate import PairwiseSurrogate
+from ..search.knowledge import GraphEntries, Knowledge
+from ..search.solver.additive_cost import AdditiveCost
+from ..spaces.policy import Policy
+from ..spaces.space import Space
+from ..spaces.treatment import Treatment
+from .preparation import Preparation
+from .profiling.surrogate import Combination, Effort, SpaceSurrogate
+from .profiling.table_prices import TablePrices, open_prices, open_related_prices
+
+_log = logging.getLogger(__name__)
+
+#: prices of the kernel table for the first setting of the graph-wide choices, and for each further one; a price is a
+#: policy that is built and lowered, so what a search spends before its first trial stays in the order of a few trials
+_FIRST, _FURTHER = Effort(tolerance=0.03, n_first=16, n_most=64), Effort(tolerance=0.03, n_first=12, n_most=12)
+#: seconds after which no further setting is begun
+_ENOUGH_S = 20.0
+#: a table that can look up less of the original than this is no knowledge
+_MOST_UNSEEN = 0.5
+
+
+def gather_knowledge(preparation: Preparation) -> Knowledge:
+    """Returns what can be known of the space without running a policy on the device.
+
+    Args:
+        preparation: spec, model, data and device.
+    """
+    return Knowledge(
+        latency=_latencies(preparation),
+        influence=_influence(preparation),
+        size_bytes=_sizes(preparation),
+    )
+
+
+def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
+    """Fits a surrogate to the kernel table, for as many settings of the graph-wide choices as time allows."""
+    prices = _find_prices(preparation)
+    if prices is None:
+        return {}
+    space, started_s = preparation.space, time.perf_counter()
+    original = prices.price(Policy({})).seconds
+    edges = find_edges(preparation.model, space.groups)
+    surrogate = SpaceSurrogate(space, edges, lambda policies: [_price(prices, p) for p in policies], 0, _FIRST)
+    found: dict[GraphEntries, AdditiveCost] = {}
+    for combination in _combinations(space):
+        if found and time.perf_counter() - started_s > _ENOUGH_S:
+            _log.info("%d settings are not priced beforehand", _n_combinations(space) - len(found))
+            break
+        try:
+            tables = surrogate.surrogate(combination)
+        except (PolicyError, MeasurementError) as error:
+            _log.info("a setting of the graph-wide choices has no price: %s", error)
+            continue
+        rest = (0,) * (len(space.dimensions) - len(space.groups) - len(combination))
+        found[(*combination, *rest)] = _relative(tables, original)
+        surrogate.effort = _FURTHER
+    _log.info("%d settings priced from the kernel table in %.1f s", len(found), time.perf_counter() - started_s)
+    return found
+
+
+def _find_prices(preparation: Preparation) -> TablePrices | None:
+    """Returns the prices of this device's table, else of the most similar device's, where they know the model."""
+    for prices, whose in ((open_prices, "this device"), (open_related_prices, "a similar device")):
+        found = prices(preparation)
+        if found is not None and _knows(found):
+            _log.info("prices are those of %s", whose)
+            return found
+    return None
+
+
+def _knows(prices: TablePrices) -> bool:
+    try:
+        return prices.price(Policy({})).unseen_share <= _MOST_UNSEEN
+    except (PolicyError, MeasurementError) as error:
+        _log.info("the kernel table has no price of the original: %s", error)
+        return False
+
+
+def _price(prices: TablePrices, policy: Policy) -> tuple[float, float]:
+    price = prices.price(policy)
+    return price.seconds, price.standard_error_s
+
+
+def _combinations(space: Space) -> list[Combination]:
+    """Returns the settings of the choices that change kernels, the default first, then those that differ in one."""
+    graph = space.graph
+    every = product(range(len(graph.fusion)), (0,), range(len(graph.quantized_ops)), range(len(graph.precision)))
+    return sorted(every, key=lambda entries: (sum(entry > 0 for entry in entries), entries))
+
+
+def _n_combinations(space: Space) -> int:
+    return len(space.graph.fusion) * len(space.graph.quantized_ops) * len(space.graph.precision)
+
+
+def _relative(tables: PairwiseSurrogate, original_s: float) -> AdditiveCost:
+    return AdditiveCost(
+        tables.constant / original_s,
+        tuple(costs / original_s for costs in tables.unary),
+        {edge: table / original_s for edge, table in tables.boundary.items()},
+    )
+
+
+def _sizes(preparation: Preparation) -> AdditiveCost | None:
+    """Returns the artifact's bytes as a sum over groups: exact for weights, one structure at a time for pruning."""
+    pipeline, space = preparation.pipeline, preparation.space
+    try:
+        weights = pipeline.account({})
+        unary = [_sizes_of(preparation, position, weights) for position in range(len(space.groups))]
+    except PolicyError as error:
+        _log.info("the sizes of treated weights are not known beforehand: %s", error)
+        return None
+    return AdditiveCost(float(preparation.original.size_bytes), tuple(unary))
+
+
+def _sizes_of(preparation: Preparation, position: int, weights: int) -> np.ndarray:
+    space = preparation.space
+    group, options = space.groups[position], space.options[position]
+    return np.array([_bytes_more(preparation, group.name, option, weights) for option in options], float)
+
+
+def _bytes_more(preparation: Preparation, group: str, option: Treatment, weights: int) -> float:
+    if option == Treatment():
+        return 0.0
+    treatments = preparation.space.layer_treatments(Policy({group: option}))
+    return float(preparation.pipeline.account(treatments) - weights)
+
+
+def _influence(preparation: Preparation) -> tuple[np.ndarray, ...]:
+    return ()
+
+
+def used_by(algorithm: str) -> bool:
+    """Whether a search algorithm makes use of knowledge; one of another package is taken to."""
+    return algorithm not in _BLIND
+
+
+#: algorithms that look at nothing but verdicts
+_BLIND: Sequence[str] = ("random", "tpe", "nsga2", "nsga3", "gp")
