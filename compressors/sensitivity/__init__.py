@@ -1,0 +1,1 @@
+"""What a treatment of one layer does to the output of the model."""
