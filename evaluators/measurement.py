@@ -47,6 +47,10 @@ class Measurement:
         """Joules for one inference, whatever their source; None where it is not known."""
         return None if self.energy is None else self.energy.joules
 
+    def is_scored_on(self, n_samples: int) -> bool:
+        """Whether the accuracy stands on that many samples, and not on a part of them; see `evaluators.sequential`."""
+        return self.accuracy is not None and self.accuracy.n >= n_samples
+
     def joined(self, other: "Measurement") -> "Measurement":
         """Returns both measurements in one; what the other one knows goes before."""
         known = {field.name: getattr(other, field.name) for field in fields(other)}

@@ -18,6 +18,8 @@ from ..evaluators.resources import ResourceMeter, WantedResources
 from ..evaluators.yardstick import Yardstick
 from ..hw_profiles.latency import Latency
 from ..hw_profiles.target import Capabilities, Target
+from ..search.goal import Goal
+from ..search.worker_pool import Progress
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.space import Space
 from .profiling.table_feed import TableFeed
@@ -62,6 +64,7 @@ class CompressingBench:
     def __init__(self, benches: SearchBenches) -> None:
         self._benches = benches
         self._device = build_device(benches.target)
+        self._evaluator = benches.evaluator
         self.pipeline = Pipeline(benches.prepared, benches.capabilities, benches.training)
 
     def build(self, policy: Policy) -> Artifact:
@@ -69,13 +72,24 @@ class CompressingBench:
         treatments = self._benches.space.layer_treatments(policy)
         return self.pipeline.build(treatments, policy.graph, policy.recovery)
 
-    def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:  # noqa: ARG002
+    def compress_and_score(
+        self,
+        policy: Policy,
+        *,
+        seed: int,  # noqa: ARG002
+        goal: Goal | None = None,
+    ) -> tuple[Artifact, Progress]:
         """Builds and scores; see `Workbench`.
 
         Training is seeded by the policy and not by the trial, so that the answer can be built again from its policy.
         """
         artifact = self.build(policy)
-        return artifact, self.score(artifact)
+        n_samples = len(self._evaluator.split) if goal is None else self._evaluator.n_first
+        return artifact, self._go_on(artifact, np.empty(0), n_samples, goal)
+
+    def score_rest(self, artifact: Artifact, scores: np.ndarray, *, goal: Goal) -> Progress:
+        """Scores the samples that are left; see `Workbench`."""
+        return self._go_on(artifact, scores, len(self._evaluator.split), goal)
 
     def open_training(self, policy: Policy) -> SnapshotTraining | None:
         """Returns the training of the policy's model; see `Workbench`."""
@@ -86,13 +100,17 @@ class CompressingBench:
         session = self.pipeline.shaper.open_training(shape)
         if session is None:
             return None
-        scoring = Scoring(self._benches.evaluator, self._device.load, self._benches.enough_drop)
+        scoring = Scoring(self._evaluator, self._device.load, self._benches.enough_drop)
         return SnapshotTraining(self.pipeline, session, shape, policy.graph, scoring)
 
-    def score(self, artifact: Artifact) -> Measurement:
-        """Returns accuracy, drop and size of an artifact."""
-        score = self._benches.evaluator.score(self._device.load(artifact))
-        return Measurement(score.accuracy, score.accuracy_drop, size_bytes=artifact.size_bytes)
+    def _go_on(self, artifact: Artifact, scores: np.ndarray, n_samples: int, goal: Goal | None) -> Progress:
+        evaluator, executable = self._evaluator, self._device.load(artifact)
+        max_drop = None if goal is None else goal.budget.accuracy_drop
+        scores, stopped = evaluator.go_on(executable, scores, n_samples=n_samples, max_drop=max_drop)
+        score = evaluator.summarise(scores)
+        measurement = Measurement(score.accuracy, score.accuracy_drop, size_bytes=artifact.size_bytes)
+        is_done = stopped or len(scores) == len(evaluator.split)
+        return Progress(measurement, None if is_done else scores, stopped)
 
 
 class TimingBench:

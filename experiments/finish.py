@@ -69,7 +69,8 @@ class Final:
 def finish_search(preparation: Preparation, records: Sequence[Record], budget: Budget, compare: Compare) -> Final:
     """Times the finalists together and scores the rows of the final table on the test split.
 
-    The search compares trials across minutes; the order at the very top is decided here, in one rotation.
+    The search compares trials across minutes; the order at the very top is decided here, in one rotation. What the
+    search scored on a part of the validation split only is scored on all of it before it may win.
     """
     contenders = _contenders(records, budget, preparation.spec.objective)
     labels = _special_rows(preparation, records, budget)
@@ -82,7 +83,10 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
         **dict(zip(rivals, timings, strict=True)),
         **({} if original_id is None else {original_id: original}),
     }
-    finals = {key: replace(record.measurement, latency=timed_by_id[key]) for key, record in every.items()}
+    finals = {
+        key: replace(_score_in_full(preparation, record.measurement, artifacts[key]), latency=timed_by_id[key])
+        for key, record in every.items()
+    }
     timed = [replace(record, measurement=finals[record.id]) for record in contenders]
     winner = find_best(timed, budget, preparation.spec.objective)
     labels |= _best_uniform(
@@ -141,6 +145,14 @@ def _equals_uniform(winner: Record | None, uniform: Record | None, finals: dict[
         # prices of one table share most of their error, and repeat themselves to the last digit
         return a.median_s == b.median_s
     return bool(abs(a.median_s - b.median_s) <= 2 * (a.error_s**2 + b.error_s**2) ** 0.5)
+
+
+def _score_in_full(preparation: Preparation, known: Measurement, artifact: Artifact) -> Measurement:
+    evaluator = preparation.validation
+    if known.is_scored_on(len(evaluator.split)):
+        return known
+    score = evaluator.score(preparation.device.load(artifact))
+    return replace(known, accuracy=score.accuracy, accuracy_drop=score.accuracy_drop)
 
 
 def _score_on_test(preparation: Preparation, artifact: Artifact) -> Measurement:

@@ -6,15 +6,17 @@ A pool only says how a phase runs; which errors end a job, and which cost a retr
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Generic, TypeVar
+
+import numpy as np
 
 from ..compressors.artifact import Artifact
 from ..core.errors import MeasurementError, PolicyError, TransientError
 from ..evaluators.measurement import Measurement
 from ..hw_profiles.latency import Latency
 from .record import Status
-from .worker_pool import DeviceBench, Job, Outcome, Workbench
+from .worker_pool import DeviceBench, Job, Outcome, Progress, Workbench
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +37,13 @@ class Attempt:
     error: str = ""
     #: FAILED for a reason outside the policy, so that a retry may help
     is_transient: bool = False
+    #: what the scoring of the rest goes on from; None where nothing is left to score
+    scores: np.ndarray | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Scored(Generic[Handle]):
-    """A job after its first phase."""
+    """A job after one of its phases."""
 
     job: Job
     attempt: Attempt
@@ -47,20 +51,26 @@ class Scored(Generic[Handle]):
     artifact: Handle | None
 
 
-#: phase 1: jobs → scored jobs, as they finish
-ScorePhase = Callable[[Sequence[Job]], Iterable[Scored[Handle]]]
-#: phase 2: scored jobs → (job, attempt with the whole measurement), one at a time
-MeasurePhase = Callable[[Sequence[Scored[Handle]]], Iterable[tuple[Job, Attempt]]]
+@dataclass(frozen=True, slots=True)
+class Phases(Generic[Handle]):
+    """How a pool runs each phase; none begins before the one before it has ended."""
+
+    #: jobs → scored jobs, as they finish
+    score: Callable[[Sequence[Job]], Iterable[Scored[Handle]]]
+    #: scored jobs → (job, attempt with the whole measurement), one at a time
+    measure: Callable[[Sequence[Scored[Handle]]], Iterable[tuple[Job, Attempt]]]
+    #: measured jobs → (job, attempt with the score of all samples), as they finish
+    score_rest: Callable[[Sequence[Scored[Handle]]], Iterable[tuple[Job, Attempt]]]
 
 
-def run_rounds(jobs: Sequence[Job], score: ScorePhase[Handle], measure: MeasurePhase[Handle]) -> Iterator[Outcome]:
-    """Yields an outcome per job: all are scored, then all are measured; transient failures go round again."""
+def run_rounds(jobs: Sequence[Job], phases: Phases[Handle]) -> Iterator[Outcome]:
+    """Yields an outcome per job, phase by phase for all of them; transient failures go round again."""
     costs_s = dict.fromkeys((job.id for job in jobs), 0.0)
     todo = list(jobs)
     for round_number in range(1, N_ATTEMPTS + 1):
         is_last = round_number == N_ATTEMPTS
         again: list[Job] = []
-        for job, attempt in _one_round(todo, score, measure):
+        for job, attempt in _one_round(todo, phases):
             costs_s[job.id] += attempt.cost_s
             if attempt.is_transient and not is_last:
                 _log.info("trial %d is retried: %s", job.id, attempt.error)
@@ -75,10 +85,11 @@ def score_job(workbench: Workbench, job: Job) -> tuple[Attempt, Artifact | None]
     """Runs the first phase; whatever goes wrong becomes part of the attempt."""
     start_s = time.perf_counter()
     try:
-        artifact, measurement = workbench.compress_and_score(job.policy, seed=job.seed)
+        artifact, progress = workbench.compress_and_score(job.policy, seed=job.seed, goal=job.goal)
     except Exception as error:
         return failed_attempt(job.id, error, time.perf_counter() - start_s), None
-    return Attempt(Status.COMPLETE, measurement, time.perf_counter() - start_s), artifact
+    attempt = _take_stock(progress, Measurement(), time.perf_counter() - start_s)
+    return attempt, artifact if attempt.status is Status.COMPLETE else None
 
 
 def measure_artifact(bench: DeviceBench, job: Job, artifact: Artifact, measurement: Measurement) -> Attempt:
@@ -89,6 +100,18 @@ def measure_artifact(bench: DeviceBench, job: Job, artifact: Artifact, measureme
     except Exception as error:
         return replace(failed_attempt(job.id, error, time.perf_counter() - start_s), measurement=measurement)
     return Attempt(Status.COMPLETE, measurement.joined(found), time.perf_counter() - start_s)
+
+
+def score_rest(workbench: Workbench, job: Job, artifact: Artifact, before: Attempt) -> Attempt:
+    """Runs the third phase on what the others came to; whatever goes wrong becomes part of the attempt."""
+    if before.scores is None or job.goal is None:
+        return replace(before, cost_s=0.0)
+    start_s = time.perf_counter()
+    try:
+        progress = workbench.score_rest(artifact, before.scores, goal=job.goal)
+    except Exception as error:
+        return replace(failed_attempt(job.id, error, time.perf_counter() - start_s), measurement=before.measurement)
+    return _take_stock(progress, before.measurement, time.perf_counter() - start_s)
 
 
 def compare_artifacts(bench: DeviceBench, artifacts: Sequence[Artifact]) -> tuple[Attempt, list[Latency]]:
@@ -118,17 +141,52 @@ def transient_failure(error: str, cost_s: float) -> Attempt:
     return Attempt(Status.FAILED, Measurement(), cost_s, error, is_transient=True)
 
 
-def _one_round(
-    jobs: Sequence[Job], score: ScorePhase[Handle], measure: MeasurePhase[Handle]
-) -> Iterator[tuple[Job, Attempt]]:
+def _take_stock(progress: Progress, known: Measurement, cost_s: float) -> Attempt:
+    status = Status.PRUNED if progress.stopped else Status.COMPLETE
+    measurement = known.joined(progress.measurement)
+    return Attempt(status, measurement, cost_s, progress.stopped, scores=progress.scores)
+
+
+def _one_round(jobs: Sequence[Job], phases: Phases[Handle]) -> Iterator[tuple[Job, Attempt]]:
     built: list[Scored[Handle]] = []
-    for scored in score(jobs) if jobs else ():
+    for scored in phases.score(jobs) if jobs else ():
         if scored.attempt.status is Status.COMPLETE:
             built.append(scored)
         else:
             yield scored.job, scored.attempt
-    # by id, so that the device sees one order whatever the workers' order was
-    built.sort(key=lambda scored: scored.job.id)
-    first_costs_s = {scored.job.id: scored.attempt.cost_s for scored in built}
-    for job, attempt in measure(built) if built else ():
-        yield job, replace(attempt, cost_s=attempt.cost_s + first_costs_s[job.id])
+    built = _by_id(built)
+    hopeful: list[Scored[Handle]] = []
+    for before, attempt in _pair(built, phases.measure(built) if built else ()):
+        measured = replace(before, attempt=replace(attempt, scores=before.attempt.scores))
+        if _is_worth_the_rest(measured):
+            hopeful.append(measured)
+        else:
+            yield measured.job, measured.attempt
+    hopeful = _by_id(hopeful)
+    for before, attempt in _pair(hopeful, phases.score_rest(hopeful) if hopeful else ()):
+        yield before.job, attempt
+
+
+def _by_id(scored: list[Scored[Handle]]) -> list[Scored[Handle]]:
+    """Sorts, so that the next phase sees one order whatever the workers' order was."""
+    return sorted(scored, key=lambda one: one.job.id)
+
+
+def _pair(
+    before: Sequence[Scored[Handle]], after: Iterable[tuple[Job, Attempt]]
+) -> Iterator[tuple[Scored[Handle], Attempt]]:
+    """Yields each job as it was before a phase with its attempt after it, whose cost covers both."""
+    by_id = {scored.job.id: scored for scored in before}
+    for job, attempt in after:
+        scored = by_id[job.id]
+        yield scored, replace(attempt, cost_s=scored.attempt.cost_s + attempt.cost_s)
+
+
+def _is_worth_the_rest(measured: Scored[Handle]) -> bool:
+    job, attempt = measured.job, measured.attempt
+    if attempt.status is not Status.COMPLETE or attempt.scores is None or job.goal is None:
+        return False
+    reason = job.goal.rules_out(attempt.measurement)
+    if reason:
+        _log.info("trial %d is scored on a part of the samples only: %s", job.id, reason)
+    return not reason

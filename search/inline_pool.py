@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ..compressors.artifact import Artifact
 from ..hw_profiles.latency import Latency
-from .attempt import Attempt, Scored, measure_artifact, run_rounds, score_job, transient_failure
+from .attempt import Attempt, Phases, Scored, measure_artifact, run_rounds, score_job, score_rest, transient_failure
 from .worker_pool import BenchFactory, DeviceBench, Job, Limits, Outcome, Workbench
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class InlinePool:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Yields an outcome per job; see `WorkerPool.run`."""
-        yield from run_rounds(jobs, self._score, self._measure)
+        yield from run_rounds(jobs, Phases(self._score, self._measure, self._score_rest))
 
     def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
         """Times artifacts together; see `WorkerPool.compare`."""
@@ -51,6 +51,11 @@ class InlinePool:
         self._device_bench = bench = self._device_bench or self._factory.device_bench()
         for scored in built:
             yield scored.job, self._limited(partial(_measure_one, bench, scored)) or self._overtime()
+
+    def _score_rest(self, measured: Sequence[Scored[Artifact]]) -> Iterator[tuple[Job, Attempt]]:
+        self._workbench = bench = self._workbench or self._factory.workbench()
+        for scored in measured:
+            yield scored.job, self._limited(partial(_score_one, bench, scored)) or self._overtime()
 
     def _limited(self, work: Callable[[], T]) -> T | None:
         """Returns what ``work`` returns; None when it took too long."""
@@ -85,3 +90,9 @@ class _OvertimeError(BaseException):
 
 def _raise_overtime(_signal_number: int, _frame: FrameType | None) -> None:
     raise _OvertimeError
+
+
+def _score_one(bench: Workbench, scored: Scored[Artifact]) -> Attempt:
+    if scored.artifact is None:
+        return scored.attempt
+    return score_rest(bench, scored.job, scored.artifact, scored.attempt)

@@ -6,12 +6,24 @@ that is broken. The pool of a check is closed by the check.
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import MeasurementError, SpecError
-from ..spaces.policy import Policy
+from ..evaluators.measurement import Measurement
+from .budget import Budget
+from .goal import Goal
 from .record import Status
-from .testing import FakeBenchFactory, fake_measurement, policy_of, small_space
+from .testing import (
+    CLEARLY,
+    N_FIRST,
+    N_SAMPLES,
+    REFERENCE_S,
+    FakeBenchFactory,
+    fake_measurement,
+    policy_of,
+    small_space,
+)
 from .worker_pool import Job, Limits, Outcome, WorkerPool
 
 PoolFactory = Callable[[FakeBenchFactory, Limits], WorkerPool]
@@ -20,17 +32,24 @@ PoolCheck = Callable[[PoolFactory, Path], None]
 _SPACE = small_space()
 #: long enough for a healthy fake on a busy machine, short enough to wait for a hanging one
 _SHORT = Limits(timeout_s=1.0)
+#: out of reach of some policies of `small_space`, so that there is one of each kind
+_BUDGET = Budget(accuracy_drop=0.02, reference_s=REFERENCE_S)
+_HARD_GOAL = Goal("latency", _BUDGET, best=0.7 * REFERENCE_S)
+#: nobody is ruled out or stopped
+_EASY_GOAL = Goal("latency", Budget(reference_s=REFERENCE_S))
 
 
-def make_jobs(n: int) -> list[Job]:
+def make_jobs(n: int, goal: Goal | None = None) -> list[Job]:
     """Returns jobs over different policies of `small_space`."""
     choices = [(i // 64 % 4, i // 16 % 4, i // 4 % 4, i % 4) for i in range(n)]
-    return [Job(i, policy_of(_SPACE, chosen), seed=i) for i, chosen in enumerate(choices)]
+    return [Job(i, policy_of(_SPACE, chosen), seed=i, goal=goal) for i, chosen in enumerate(choices)]
 
 
-def run_scripted(make_pool: PoolFactory, scratch: Path, behaviours: Iterable[str]) -> dict[int, Outcome]:
+def run_scripted(
+    make_pool: PoolFactory, scratch: Path, behaviours: Iterable[str], goal: Goal | None = None
+) -> dict[int, Outcome]:
     """Runs one job per behaviour (empty for a healthy one); returns the outcomes by id."""
-    jobs = make_jobs(len(list(behaviours)))
+    jobs = make_jobs(len(list(behaviours)), goal)
     script = {job.policy.id: behaviour for job, behaviour in zip(jobs, behaviours, strict=True) if behaviour}
     with closing(make_pool(FakeBenchFactory(_SPACE, script, str(scratch)), _SHORT)) as pool:
         outcomes = list(pool.run(jobs))
@@ -77,14 +96,49 @@ def check_stops_what_hangs(make_pool: PoolFactory, scratch: Path) -> None:
     _expect(outcomes[2].status is Status.COMPLETE, "the other jobs must not suffer")
 
 
+def check_scores_in_full_what_can_win(make_pool: PoolFactory, scratch: Path) -> None:
+    """With a goal, what is clearly too bad is not measured, and what is ruled out is not scored in full."""
+    jobs = make_jobs(96, _HARD_GOAL)
+    with closing(make_pool(FakeBenchFactory(_SPACE, {}, str(scratch)), Limits())) as pool:
+        outcomes = list(pool.run(jobs))
+    found = {outcome.id: (outcome.status, outcome.measurement) for outcome in outcomes}
+    expected = {job.id: _foretell(job) for job in jobs}
+    _expect(len(outcomes) == len(jobs), f"{len(jobs)} jobs must end in {len(jobs)} outcomes, got {len(outcomes)}")
+    for job_id, pair in expected.items():
+        _expect(found[job_id] == pair, f"job {job_id} must come to {pair}, got {found[job_id]}")
+    kinds = {(status, measurement.is_scored_on(N_SAMPLES)) for status, measurement in expected.values()}
+    _expect(len(kinds) == 3, f"the check must meet the stopped, the ruled out and the winners, got {kinds}")
+    reasons = {outcome.error for outcome in outcomes if outcome.status is Status.PRUNED}
+    _expect(reasons == {"the fake's drop is clearly above 0.02"}, f"the reason must be named, got {reasons}")
+
+
+def check_names_failures_of_the_rest(make_pool: PoolFactory, scratch: Path) -> None:
+    """What goes wrong when the rest of the samples is scored ends as it would in the first part."""
+    behaviours = ["", "rest_unstable", "rest_bug", "rest_transient", "rest_transient_once", "rest_hang_once"]
+    outcomes = run_scripted(make_pool, scratch, behaviours, _EASY_GOAL)
+    expected = {
+        0: (Status.COMPLETE, ""),
+        1: (Status.FAILED, "the fake's numbers stay unstable"),
+        2: (Status.FAILED, "ZeroDivisionError: the fake has a bug"),
+        3: (Status.FAILED, "given up after 2 attempts: the fake lost its connection"),
+        4: (Status.COMPLETE, ""),
+        5: (Status.COMPLETE, ""),
+    }
+    found = {i: (outcome.status, outcome.error) for i, outcome in outcomes.items()}
+    _expect(found == expected, f"failures must be named: expected {expected}, got {found}")
+    for i in (0, 4, 5):
+        _expect(outcomes[i].measurement.is_scored_on(N_SAMPLES), f"job {i} must be scored in full after all")
+    _expect(outcomes[1].measurement.latency is not None, "what was measured before must be kept")
+
+
 def check_measures_alone(make_pool: PoolFactory, scratch: Path) -> None:
-    """Nothing is compressed, and nothing else is measured, while something is measured."""
+    """Nothing is compressed, scored or measured while something else is measured."""
     factory = FakeBenchFactory(_SPACE, {}, str(scratch))
     with closing(make_pool(factory, Limits())) as pool:
-        for _ in range(2):
-            list(pool.run(make_jobs(8)))
+        for goal in (None, _EASY_GOAL):
+            list(pool.run(make_jobs(8, goal)))
     intervals = sorted(factory.intervals(), key=lambda interval: interval[1])
-    _expect(len(intervals) == 32, f"32 phases must have run, got {len(intervals)}")
+    _expect(len(intervals) == 40, f"40 phases must have run, got {len(intervals)}")
     latest_score_s = latest_measure_s = 0.0
     for phase, start_s, end_s in intervals:
         if phase == "measure":
@@ -150,6 +204,8 @@ def check_closes_twice(make_pool: PoolFactory, scratch: Path) -> None:
 POOL_CHECKS: tuple[PoolCheck, ...] = (
     check_gives_one_outcome_per_job,
     check_names_failures,
+    check_scores_in_full_what_can_win,
+    check_names_failures_of_the_rest,
     check_stops_what_hangs,
     check_measures_alone,
     check_reports_a_setup_that_fails,
@@ -161,8 +217,9 @@ POOL_CHECKS: tuple[PoolCheck, ...] = (
 
 def check_survives_crashes(make_pool: PoolFactory, scratch: Path) -> None:
     """A worker or device that dies costs its job one retry; a job that kills twice fails with the cause."""
-    outcomes = run_scripted(make_pool, scratch, ["crash_once", "crash", "device_crash_once", "device_crash", ""])
-    for i in (0, 2, 4):
+    behaviours = ["crash_once", "crash", "device_crash_once", "device_crash", "", "rest_crash_once"]
+    outcomes = run_scripted(make_pool, scratch, behaviours, _EASY_GOAL)
+    for i in (0, 2, 4, 5):
         _expect(outcomes[i].status is Status.COMPLETE, f"job {i} must succeed on its retry, got {outcomes[i]}")
     for i, noun in ((1, "worker"), (3, "device")):
         _expect(outcomes[i].status is Status.FAILED, f"job {i} must fail")
@@ -185,11 +242,25 @@ def check_stops_memory_hogs(make_pool: PoolFactory, scratch: Path) -> None:
 PROCESS_POOL_CHECKS: tuple[PoolCheck, ...] = (check_survives_crashes, check_stops_memory_hogs)
 
 
-def outcome_of_every_kind(make_pool: PoolFactory, scratch: Path) -> dict[int, tuple[Policy, Status, str]]:
+def outcome_of_every_kind(make_pool: PoolFactory, scratch: Path) -> dict[int, tuple[Status, str, Measurement]]:
     """Returns what a mixed batch comes to, without costs: equal whatever the number of workers."""
-    behaviours = ["", "infeasible", "bug", "transient_once", "", "", "device_refuses", ""]
-    outcomes = run_scripted(make_pool, scratch, behaviours)
-    return {job.id: (job.policy, outcomes[job.id].status, outcomes[job.id].error) for job in make_jobs(len(behaviours))}
+    behaviours = ["", "infeasible", "bug", "transient_once", "", "rest_transient_once", "device_refuses", *[""] * 9]
+    outcomes = run_scripted(make_pool, scratch, behaviours, _HARD_GOAL)
+    return {i: (outcomes[i].status, outcomes[i].error, outcomes[i].measurement) for i in sorted(outcomes)}
+
+
+def _foretell(job: Job) -> tuple[Status, Measurement]:
+    """Returns what a healthy job under the hard goal must come to."""
+    whole = fake_measurement(_SPACE, job.policy)
+    if whole.accuracy is None or whole.accuracy_drop is None or whole.latency is None:
+        raise AssertionError("the fake measures everything")
+    first = replace(
+        whole, accuracy=replace(whole.accuracy, n=N_FIRST), accuracy_drop=replace(whole.accuracy_drop, n=N_FIRST)
+    )
+    if whole.accuracy_drop.mean > 0.02 + CLEARLY:
+        return Status.PRUNED, Measurement(first.accuracy, first.accuracy_drop, size_bytes=first.size_bytes)
+    is_ruled_out = whole.latency.median_s > 0.7 * REFERENCE_S
+    return Status.COMPLETE, first if is_ruled_out else whole
 
 
 def _expect(condition: bool, sentence: str) -> None:

@@ -9,7 +9,7 @@ from ..compressors.artifact import Artifact
 from ..core.errors import SpecError, TransientError
 from ..evaluators.measurement import Measurement
 from ..hw_profiles.latency import Latency
-from .attempt import Attempt, compare_artifacts, measure_artifact, score_job
+from .attempt import Attempt, compare_artifacts, measure_artifact, score_job, score_rest
 from .worker_pool import BenchFactory, DeviceBench, Job, Workbench
 
 #: the concurrency group in which an actor answers for its health while it works
@@ -36,6 +36,12 @@ class WorkerActor:
         if self._bench is None:
             raise RuntimeError("work was called before prepare")
         return score_job(self._bench, job)
+
+    def score_rest(self, job: Job, artifact: Artifact, before: Attempt) -> tuple[Attempt, None]:
+        """Runs a job's third phase, whichever worker ran the first."""
+        if self._bench is None:
+            raise RuntimeError("score_rest was called before prepare")
+        return score_rest(self._bench, job, artifact, before), None
 
     def rss_bytes(self) -> int:
         """Returns the resident memory of this process."""

@@ -1,8 +1,9 @@
 """Runs jobs on Ray: workers that compress and score, one device that measures.
 
-A batch passes in two phases: first all jobs are compressed and scored by the workers in parallel; then, when the
-workers are idle, the device measures one artifact after the other. Artifacts travel through Ray's object store
-from worker to device; the driver holds references only.
+A batch passes in three phases: first all jobs are compressed and scored by the workers in parallel; then, when the
+workers are idle, the device measures one artifact after the other; then, when the device is idle, the workers score
+what is worth it on the rest of the samples. Artifacts travel through Ray's object store from worker to device and to
+another worker; the driver holds references only.
 """
 
 import logging
@@ -16,7 +17,7 @@ from ..compressors.artifact import Artifact
 from ..core.environment import environment_defaults
 from ..core.errors import MeasurementError, SpecError
 from ..hw_profiles.latency import Latency
-from .attempt import Attempt, Scored, run_rounds
+from .attempt import Attempt, Phases, Scored, run_rounds
 from .ray_actors import HEALTH_GROUP, DeviceActor, WorkerActor
 from .ray_crew import Crew, Role, Task
 from .record import Status
@@ -74,7 +75,7 @@ class RayPool:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Yields an outcome per job; see `WorkerPool.run`."""
-        yield from run_rounds(jobs, self._score, self._measure)
+        yield from run_rounds(jobs, Phases(self._score, self._measure, self._score_rest))
 
     def compare(self, artifacts: Sequence[Artifact]) -> list[Latency]:
         """Times artifacts together on the device; see `WorkerPool.compare`."""
@@ -110,6 +111,12 @@ class RayPool:
         by_id = {scored.job.id: scored.job for scored in built}
         tasks = [Task(s.job.id, (s.job, s.artifact, s.attempt.measurement)) for s in built]
         for result in self._device.run(tasks):
+            yield by_id[result.job_id], result.attempt
+
+    def _score_rest(self, measured: Sequence[Scored[Any]]) -> Iterator[tuple[Job, Attempt]]:
+        by_id = {scored.job.id: scored.job for scored in measured}
+        tasks = [Task(s.job.id, (s.job, s.artifact, s.attempt), method="score_rest") for s in measured]
+        for result in self._workers.run(tasks):
             yield by_id[result.job_id], result.attempt
 
     def _leave(self) -> None:

@@ -24,14 +24,24 @@ from ..spaces.policy import Policy
 from ..spaces.space import GraphOptions, Space
 from ..spaces.treatment import QUANTIZE_OPTIONS
 from .budget import Budget
+from .goal import Goal
+from .knowledge import Knowledge
 from .problem import Problem
+from .solver.additive_cost import AdditiveCost
+from .worker_pool import Progress
 
 #: latency of the untouched model in the synthetic problem
 REFERENCE_S = 0.010
 
 #: what `FakeBenchFactory.script` may ask for; the suffix ``_once`` limits it to the first attempt, the prefix
-#: ``device_`` puts it into the measurement, ``training_`` into the second half of a training
+#: ``device_`` puts it into the measurement, ``training_`` into the second half of a training, ``rest_`` into the
+#: scoring of the samples that are left
 BEHAVIOURS = ("infeasible", "transient", "unstable", "bug", "crash", "hang", "hog", "device_crash", "device_refuses")
+
+#: samples that the fakes score, and the first part of them
+N_SAMPLES, N_FIRST = 1000, 125
+#: how far beyond its bound a drop is clear to the fakes, whose scores have no noise
+CLEARLY = 0.005
 
 _MIB = 1 << 20
 
@@ -51,6 +61,21 @@ def synthetic_problem(space: Space) -> Problem:
 def small_problem(n_groups: int = 4, n_options: int = 4) -> Problem:
     """Returns the synthetic problem on `small_space`."""
     return synthetic_problem(small_space(n_groups, n_options))
+
+
+def informed_problem(n_groups: int = 4, n_options: int = 4) -> Problem:
+    """Returns `small_problem` with the truth about it as knowledge: latency, size and influence, all additive."""
+    problem = small_problem(n_groups, n_options)
+    savings, drops = (table / n_groups for table in _synthetic_tables(problem.space))
+    graph = tuple(0 for _ in range(len(problem.space.dimensions) - n_groups))
+    # the square of the saving is a sum over pairs: Σ s² + 2 Σ s t
+    pairs = {(g, h): -2e6 * np.outer(savings[g], savings[h]) for g in range(n_groups) for h in range(g + 1, n_groups)}
+    knowledge = Knowledge(
+        latency={graph: AdditiveCost(1.0, tuple(-savings))},
+        influence=tuple(drops),
+        size_bytes=AdditiveCost(1e6, tuple(-1e6 * savings**2), pairs),
+    )
+    return replace(problem, knowledge=knowledge)
 
 
 def policy_of(space: Space, choices: Sequence[int]) -> Policy:
@@ -86,7 +111,7 @@ class FakeBenchFactory:
 
     >>> space = small_space()
     >>> bench = FakeBenchFactory(space).workbench()
-    >>> bench.compress_and_score(Policy({}), seed=0)[1].accuracy_drop.mean
+    >>> bench.compress_and_score(Policy({}), seed=0)[1].measurement.accuracy_drop.mean
     0.0
     """
 
@@ -165,14 +190,42 @@ class FakeWorkbench:
     def __init__(self, factory: FakeBenchFactory) -> None:
         self._factory = factory
 
-    def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:  # noqa: ARG002
+    def compress_and_score(
+        self,
+        policy: Policy,
+        *,
+        seed: int,  # noqa: ARG002
+        goal: Goal | None = None,
+    ) -> tuple[Artifact, Progress]:
         """Behaves as scripted, then looks the policy up."""
         with self._factory.logged("score"):
-            if not self._factory.script.get(policy.id, "").startswith(("device_", "training_")):
+            if not self._factory.script.get(policy.id, "").startswith(("device_", "training_", "rest_")):
                 _misbehave(self._factory.behaviour(policy))
-            whole = fake_measurement(self._factory.space, policy)
             artifact = Artifact(json.dumps(policy.to_json()).encode())
-            return artifact, Measurement(whole.accuracy, whole.accuracy_drop, size_bytes=whole.size_bytes)
+            return artifact, self._look_up(policy, N_SAMPLES if goal is None else N_FIRST, goal)
+
+    def score_rest(self, artifact: Artifact, scores: np.ndarray, *, goal: Goal) -> Progress:
+        """Behaves as scripted, then looks the policy up."""
+        if len(scores) != N_FIRST:
+            raise ValueError(f"the first {N_FIRST} scores must come back, got {len(scores)}")
+        with self._factory.logged("score"):
+            policy = Policy.from_json(json.loads(artifact.model))
+            if self._factory.script.get(policy.id, "").startswith("rest_"):
+                _misbehave(self._factory.behaviour(policy).removeprefix("rest_"))
+            return self._look_up(policy, N_SAMPLES, goal)
+
+    def _look_up(self, policy: Policy, n_samples: int, goal: Goal | None) -> Progress:
+        whole = fake_measurement(self._factory.space, policy)
+        accuracy, drop = (
+            estimate and replace(estimate, n=n_samples) for estimate in (whole.accuracy, whole.accuracy_drop)
+        )
+        measurement = Measurement(accuracy, drop, size_bytes=whole.size_bytes)
+        if n_samples == N_SAMPLES:
+            return Progress(measurement)
+        bound = None if goal is None else goal.budget.accuracy_drop
+        if bound is not None and drop is not None and drop.mean > bound + CLEARLY:
+            return Progress(measurement, stopped=f"the fake's drop is clearly above {bound:g}")
+        return Progress(measurement, np.zeros(n_samples))
 
     def open_training(self, policy: Policy) -> "FakeTraining | None":
         """Returns the training that the script has a curve for, until it is finished."""

@@ -10,6 +10,7 @@ from ..compressors.artifact import Artifact
 from ..evaluators.measurement import Measurement
 from ..hw_profiles.latency import Latency
 from ..spaces.policy import Policy
+from .goal import Goal
 from .record import Status
 
 
@@ -20,6 +21,8 @@ class Job:
     id: int
     policy: Policy
     seed: int
+    #: what makes it worth its whole cost; None: it is scored on all samples whatever comes out
+    goal: Goal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +98,43 @@ class TrialTraining(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the scoring of an artifact has come."""
+
+    #: everything but latency, memory and energy, from the samples that were scored
+    measurement: Measurement
+    #: (k,) float64 scores of the first samples, where some are left; None where nothing is left, or nothing will be
+    scores: np.ndarray | None = field(default=None, compare=False)
+    #: why the trial ends here, in words; empty when it does not
+    stopped: str = ""
+
+
 class Workbench(Protocol):
     """Compresses and scores; lives in a worker and keeps model, data and caches between jobs."""
 
-    def compress_and_score(self, policy: Policy, *, seed: int) -> tuple[Artifact, Measurement]:
-        """Builds the policy's artifact and fills in everything but latency, memory and energy.
+    def compress_and_score(self, policy: Policy, *, seed: int, goal: Goal | None = None) -> tuple[Artifact, Progress]:
+        """Builds the policy's artifact and scores it.
+
+        Without a goal it is scored on all samples; with one on a first part of them, the same for every policy, and it
+        may be stopped.
 
         Raises:
             PolicyError: the policy cannot be built.
+            TransientError: the same job may succeed when retried.
+            MeasurementError: no trustworthy number could be had.
+        """
+        ...
+
+    def score_rest(self, artifact: Artifact, scores: np.ndarray, *, goal: Goal) -> Progress:
+        """Scores the samples that are left, unless the artifact is stopped on the way.
+
+        Args:
+            artifact: what `compress_and_score` built, perhaps in another process.
+            scores: (k,) what it scored.
+            goal: what it was given.
+
+        Raises:
             TransientError: the same job may succeed when retried.
             MeasurementError: no trustworthy number could be had.
         """
@@ -157,7 +189,10 @@ class WorkerPool(Protocol):
     def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Yields an outcome per job, in the order in which they finish.
 
-        Nothing is compressed or scored on the device's machine while something is measured there.
+        Nothing is compressed or scored on the device's machine while something is measured there. A job with a goal is
+        measured after its first score, and scored on the rest of the samples only if it can still reach the goal: one
+        that clearly breaks the bound on accuracy is PRUNED, with what was measured until then; one that is ruled out by
+        its other numbers is COMPLETE with an accuracy of fewer samples.
         A job whose worker dies, hangs or exceeds its `Limits` is retried once, then FAILED with the cause.
 
         Raises:

@@ -106,3 +106,87 @@ def test_outputs_whose_shape_changes_between_batches_are_refused(split):
 
     with pytest.raises(MeasurementError, match="one shape in all batches"):
         run_split(Growing(), split, batch_size=4)
+
+
+class ScalesByBatch:
+    """Rounds to a step that depends on all samples of the batch, as dynamic quantisation does."""
+
+    def __init__(self, n_steps):
+        self.n_steps = n_steps
+
+    def run(self, inputs):
+        step = np.abs(inputs["x"]).max() / self.n_steps
+        return [np.round(inputs["x"] / step) * step]
+
+
+class Shifts(FixedBatch):
+    """Says the next class for a share of the samples, whatever they are."""
+
+    def __init__(self, share):
+        super().__init__(1)
+        self.share = share
+
+    def run(self, inputs):
+        hashed = np.abs(inputs["x"]).sum(axis=1) * 1e3 % 1.0
+        return [np.where((hashed < self.share)[:, None], np.roll(inputs["x"], 1, axis=1), inputs["x"])]
+
+
+@pytest.fixture(scope="module")
+def large_split():
+    logits = np.random.default_rng(3).standard_normal((600, CLASSES)).astype(np.float32)
+    return Split({"x": logits}, logits.argmax(1))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "top5", "agreement", "kl", "nll"])
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_scoring_in_pieces_is_scoring_at_once_to_the_last_bit(large_split, metric, batch_size):
+    logits = np.random.default_rng(4).standard_normal((600, 9)).astype(np.float32)
+    split = Split({"x": logits}, large_split.labels)
+    evaluator = AccuracyEvaluator(ScalesByBatch(100), split, metric=metric, batch_size=batch_size)
+    scores = np.empty(0)
+    for look in evaluator.looks:
+        scores, stopped = evaluator.go_on(ScalesByBatch(3), scores, n_samples=look, max_drop=1e9)
+        assert (len(scores), stopped) == (look, "")
+    assert len(evaluator.looks) >= 4
+    assert evaluator.summarise(scores) == evaluator.score(ScalesByBatch(3))
+    assert evaluator.go_on(None, scores, n_samples=600) == (scores, "")  # nothing is left to run
+
+
+def test_a_first_part_is_the_same_random_subset_for_every_artifact(large_split):
+    evaluator = AccuracyEvaluator(FixedBatch(1), large_split, metric="accuracy", batch_size=1)
+    scores, _ = evaluator.go_on(Shifts(0.2), np.empty(0), n_samples=evaluator.n_first)
+    subset = evaluator.order[: evaluator.n_first]
+    assert len(set(subset)) == len(scores) == 150  # an eighth would be 75, too few to tell much
+    whole = evaluator.score_samples(Shifts(0.2))
+    np.testing.assert_array_equal(scores, whole[subset])
+    # paired: where the original is always right, the drop is the share of samples of the subset that are shifted
+    drop = evaluator.summarise(scores).accuracy_drop
+    assert (drop.mean, drop.n) == (pytest.approx(1 - whole[subset].mean()), 150)
+    other = AccuracyEvaluator(FixedBatch(1), large_split, metric="accuracy", batch_size=1)
+    np.testing.assert_array_equal(other.order, evaluator.order)
+
+
+def test_a_clear_loser_is_stopped_at_the_first_look_in_words(large_split):
+    evaluator = AccuracyEvaluator(FixedBatch(1), large_split, metric="accuracy", batch_size=1)
+    scores, stopped = evaluator.go_on(Shifts(0.9), np.empty(0), n_samples=600, max_drop=0.01)
+    assert len(scores) == evaluator.looks[0] == 75
+    drop = evaluator.summarise(scores).accuracy_drop
+    assert stopped == (
+        f"stopped after 75 of 600 samples: an accuracy drop of {drop.mean:.4g} ± {drop.standard_error:.2g} "
+        "is clearly above 0.01"
+    )
+
+
+def test_what_keeps_the_bound_or_has_none_is_scored_to_the_end(large_split):
+    evaluator = AccuracyEvaluator(FixedBatch(1), large_split, metric="accuracy", batch_size=1)
+    for share, max_drop in ((0.9, None), (0.9, 0.95), (0.01, 0.02)):
+        scores, stopped = evaluator.go_on(Shifts(share), np.empty(0), n_samples=600, max_drop=max_drop)
+        assert (len(scores), stopped) == (600, "")
+
+
+def test_a_metric_whose_largest_score_is_unknown_stops_nothing(large_split):
+    def margin(outputs, labels):
+        return outputs[0][np.arange(len(labels)), labels]
+
+    evaluator = AccuracyEvaluator(FixedBatch(1), large_split, metric=margin, batch_size=1)
+    assert evaluator.go_on(Shifts(0.9), np.empty(0), n_samples=600, max_drop=0.0)[1] == ""

@@ -66,8 +66,8 @@ def test_a_training_is_scored_as_its_policy_will_be(benches):
     assert final != halfway
     training.finish()
     assert bench.open_training(POLICY) is None
-    artifact, measurement = bench.compress_and_score(POLICY, seed=0)
-    assert measurement.accuracy.mean == pytest.approx(final)
+    artifact, progress = bench.compress_and_score(POLICY, seed=0)
+    assert progress.measurement.accuracy.mean == pytest.approx(final)
     # that it was scored on the way changes nothing
     alone = replace(benches, training=replace(benches.training, folder=None)).workbench()
     assert alone.compress_and_score(POLICY, seed=0)[0].model == artifact.model
