@@ -56,6 +56,16 @@ class AdditiveCost:
             total += table[tuple(vectors[:, group] for group in edge)]
         return total
 
+    def restrict(self, kept: Sequence[np.ndarray]) -> "AdditiveCost":
+        """Returns the cost over fewer options.
+
+        Args:
+            kept: per group, (n_kept,) integers: the options that stay, in their new order.
+        """
+        unary = tuple(costs[options] for costs, options in zip(self.unary, kept, strict=True))
+        edges = {edge: table[np.ix_(*(kept[group] for group in edge))] for edge, table in self.edges.items()}
+        return AdditiveCost(self.constant, unary, edges)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the parts as JSON values."""
         return {
