@@ -18,6 +18,7 @@ from ..search.baselines import list_baselines
 from ..search.budget import Budget
 from ..search.controller import Observer, SearchPlan, SilentObserver, run_search
 from ..search.journal import Journal
+from ..search.knowledge import Knowledge
 from ..search.pools import build_pool
 from ..search.problem import Problem
 from ..search.record import Record, Status
@@ -27,6 +28,7 @@ from ..spaces.space import Space
 from ..spaces.treatment import Treatment
 from .benches import SearchBenches
 from .finish import Final, Row, finish_search, write_outcome
+from .knowledge import gather_knowledge, used_by
 from .policy_file import PolicyFile, load_policy
 from .preparation import Preparation, prepare
 from .profiling.table_prices import open_prices
@@ -34,6 +36,7 @@ from .quantities import Bound, parse_bytes, parse_duration, parse_energy, parse_
 from .run_folder import RunFolder
 from .spec import Spec
 from .spec_file import allow_imports_from, find_spec, load_spec
+from .starts import check_starts, gather_starts
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ def search(
         TransientError: workers or device were lost for good; `resume` goes on.
     """
     resolved = _merge(spec, parts)
+    check_starts(resolved.search.start)
     preparation = prepare(resolved)
     run = RunFolder.create(Path(runs), resolved.name)
     run.write_spec(resolved)
@@ -180,7 +184,9 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
                 run.write_original(original)
                 budget = resolve_budget(spec, original)
                 _check_size(budget, preparation)
-                records = run_search(_plan(preparation, budget), pool, journal, observer)
+                problem = _problem(preparation, budget, run)
+                starts = _starts(preparation, problem, run)
+                records = run_search(_plan(preparation, problem, starts), pool, journal, observer)
                 final = finish_search(preparation, records, budget, pool.compare)
         # the final timing replaces the search's own where there is one
         known = [replace(r, measurement=final.measurements.get(r.id, r.measurement)) for r in records]
@@ -223,11 +229,32 @@ def _build_pool(spec: Spec, benches: SearchBenches) -> WorkerPool:
     return build_pool(workers.address, benches, limits, n_workers=workers.count, scheduler=spec.search.scheduler)
 
 
-def _plan(preparation: Preparation, budget: Budget) -> SearchPlan:
+def _problem(preparation: Preparation, budget: Budget, run: RunFolder) -> Problem:
+    """Returns what is searched, with what is known beforehand; a search that goes on knows what it did at first."""
+    spec = preparation.spec
+    knowledge = run.read_knowledge()
+    if knowledge is None:
+        uses = used_by(spec.search.algorithm) or "front" in spec.search.start
+        knowledge = gather_knowledge(preparation) if uses else Knowledge()
+        run.write_knowledge(knowledge)
+    return Problem(preparation.space, budget, spec.objective, knowledge)
+
+
+def _starts(preparation: Preparation, problem: Problem, run: RunFolder) -> tuple[tuple[str, Policy], ...]:
+    starts = run.read_starts()
+    if starts is None:
+        starts = gather_starts(preparation.spec.search.start, problem)
+        run.write_starts(starts)
+    return starts
+
+
+def _plan(preparation: Preparation, problem: Problem, starts: tuple[tuple[str, Policy], ...]) -> SearchPlan:
     spec = preparation.spec
     return SearchPlan(
-        problem=Problem(preparation.space, budget, spec.objective),
+        problem=problem,
         baselines=list_baselines(preparation.space),
+        starts=starts,
+        is_adaptive=spec.search.fidelity == "adaptive",
         algorithm=spec.search.algorithm,
         n_trials=spec.search.trials,
         batch_size=spec.search.batch,

@@ -1,7 +1,7 @@
 """The folder of a run: what stands where, and how it is found again."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,17 @@ from typing import Any
 
 import yaml
 
-from ..core.errors import RunError
+from ..core.errors import RunError, SpecError
 from ..core.files import read_json, write_bytes, write_json
 from ..evaluators.measurement import Measurement
+from ..search.knowledge import Knowledge
+from ..spaces.policy import Policy
 from .spec import Spec
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """``runs/NAME``: spec.yaml, original.json, journal.jsonl, policy.json, pareto.json, artifact/, log.txt."""
+    """``runs/NAME``: spec.yaml, journal.jsonl, policy.json, pareto.json, artifact/, log.txt, and what it began with."""
 
     path: Path
 
@@ -124,6 +126,38 @@ class RunFolder:
         except (TypeError, KeyError, AttributeError) as error:
             raise RunError(f"{self._original} is damaged: {error!r}; start a new search") from error
 
+    def write_knowledge(self, knowledge: Knowledge) -> None:
+        """Writes what was known before the first trial: resuming must not know more."""
+        write_json(self._knowledge, knowledge.to_json())
+
+    def read_knowledge(self) -> Knowledge | None:
+        """Returns what `write_knowledge` wrote; None where the run did not come so far.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self._knowledge.is_file():
+            return None
+        return Knowledge.from_json(read_json(self._knowledge, noun="knowledge of a run", error=RunError))
+
+    def write_starts(self, starts: Sequence[tuple[str, Policy]]) -> None:
+        """Writes the policies with which the search starts."""
+        write_json(self._starts, {"starts": [[label, policy.to_json()] for label, policy in starts]})
+
+    def read_starts(self) -> tuple[tuple[str, Policy], ...] | None:
+        """Returns what `write_starts` wrote; None where the run did not come so far.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self._starts.is_file():
+            return None
+        content = read_json(self._starts, noun="starts of a run", error=RunError)
+        try:
+            return tuple((str(label), Policy.from_json(policy)) for label, policy in content["starts"])
+        except (KeyError, TypeError, ValueError, SpecError) as error:
+            raise RunError(f"{self._starts} is damaged: {error!r}; start a new search") from error
+
     def write_json(self, path: Path, value: Mapping[str, Any]) -> None:
         """Writes one of the run's JSON files."""
         write_json(path, dict(value))
@@ -131,6 +165,14 @@ class RunFolder:
     @property
     def _imports(self) -> Path:
         return self.path / "imports.json"
+
+    @property
+    def _knowledge(self) -> Path:
+        return self.path / "knowledge.json"
+
+    @property
+    def _starts(self) -> Path:
+        return self.path / "starts.json"
 
     @property
     def _original(self) -> Path:

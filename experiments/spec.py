@@ -180,7 +180,7 @@ class BudgetSpec(_Part):
 class SearchSpec(_Part):
     """How to search."""
 
-    #: a registered algorithm: auto, random, tpe, nsga2, gp
+    #: a registered algorithm: auto, random, tpe, nsga2, nsga3, gp, cmaes, evolution, policy_gradient, greedy
     algorithm: str = "auto"
     #: policies to evaluate, the baselines among them
     trials: int = Field(default=60, ge=1, le=1_000_000, strict=True)
@@ -192,6 +192,12 @@ class SearchSpec(_Part):
     batch: int = Field(default=4, ge=1, le=1024, strict=True)
     #: ``asha``: of the trials of a batch that train, the worse half stops early (Ray Tune); ``none`` trains all in full
     scheduler: Literal["none", "asha"] = "none"
+    #: tried after the baselines: ``front`` (what the solver makes of different budgets), the folder of another run, or
+    #: a policy.json, also one from another device
+    start: tuple[str, ...] = ()
+    #: ``adaptive``: a trial is scored on a part of the validation split first and on all of it only where it can still
+    #: win; ``full`` scores all trials on all of it
+    fidelity: Literal["adaptive", "full"] = "adaptive"
 
 
 class WorkersSpec(_Part):

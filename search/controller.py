@@ -1,4 +1,4 @@
-"""The loop of a search: baselines, then ask → run → journal → tell, batch by batch.
+"""The loop of a search: baselines and starts, then ask → run → journal → tell, batch by batch.
 
 The trace of a search (ids, policies, seeds) depends on the plan and on what was measured, never on the number of
 workers or their order: the batch size stands in the plan, each trial's seed is derived from its id, and a batch is
@@ -16,8 +16,9 @@ from ..core.errors import RunError, SpecError
 from ..core.seeds import derive_seed
 from ..spaces.policy import Policy
 from .answer import find_best, merit
+from .goal import Goal
 from .journal import Journal
-from .objectives import objective_vector
+from .objectives import objective_value, objective_vector
 from .problem import Problem
 from .record import Record, Status
 from .searcher import Searcher, Suggestion, Verdict, build_searcher
@@ -40,8 +41,10 @@ class SearchPlan:
     problem: Problem
     #: (label, policy) evaluated before anything else, in this order; equivalent ones are evaluated once
     baselines: tuple[tuple[str, Policy], ...] = ()
+    #: (label, policy) evaluated next: the solver's front, what another run found, a policy from another device
+    starts: tuple[tuple[str, Policy], ...] = ()
     algorithm: str = "auto"
-    #: all records count, baselines too; but the baselines are run even when there are more of them
+    #: all records count, baselines and starts too; but those are run even when there are more of them
     n_trials: int = 60
     #: policies proposed before anything is told; part of the plan so that the workers do not change the trace
     batch_size: int = 4
@@ -50,6 +53,8 @@ class SearchPlan:
     time_limit_s: float | None = None
     #: stop after this many trials in which the best did not improve; None never
     patience: int | None = None
+    #: whether trials are scored on a part of the samples first, and in full only where they can still win
+    is_adaptive: bool = False
 
     def __post_init__(self) -> None:
         for name in ("n_trials", "batch_size", "time_limit_s", "patience"):
@@ -100,9 +105,9 @@ def run_search(plan: SearchPlan, pool: WorkerPool, journal: Journal, observer: O
     """
     searcher = build_searcher(plan.algorithm, plan.problem, seed=plan.seed)
     search = _Search(plan, pool, journal, observer)
-    baselines = [_Proposal(i, policy, f"baseline:{label}") for i, (label, policy) in enumerate(_distinct(plan))]
-    observer.on_start(max(plan.n_trials, len(baselines)), len(journal.records))
-    reason = search.run_baselines(baselines, searcher) or search.run_trials(searcher, n_done=len(baselines))
+    given = [_Proposal(i, policy, origin) for i, (origin, policy) in enumerate(_given(plan))]
+    observer.on_start(max(plan.n_trials, len(given)), len(journal.records))
+    reason = search.run_given(given, searcher) or search.run_trials(searcher, n_done=len(given))
     observer.on_stop(reason)
     return journal.records
 
@@ -127,15 +132,14 @@ class _Search:
         #: the best among all records that were told
         self._best = find_best(journal.records, plan.problem.budget, plan.problem.objective)
 
-    def run_baselines(self, baselines: Sequence[_Proposal], searcher: Searcher) -> str | None:
-        """Evaluates the baselines and injects them; returns why to stop, or None."""
+    def run_given(self, given: Sequence[_Proposal], searcher: Searcher) -> str | None:
+        """Evaluates baselines and starts and injects them; returns why to stop, or None."""
         size = self._plan.batch_size
-        for start in range(0, len(baselines), size):
-            if not self._run_batch(baselines[start : start + size]):
+        for start in range(0, len(given), size):
+            if not self._run_batch(given[start : start + size]):
                 return "time limit"
-        for baseline in baselines:
-            verdict = self._judge(self._done[baseline.id], baseline.id)
-            searcher.inject(baseline.policy, verdict)
+        for proposal in given:
+            searcher.inject(proposal.policy, self._judge(self._done[proposal.id], proposal.id))
         return None
 
     def run_trials(self, searcher: Searcher, *, n_done: int) -> str:
@@ -164,7 +168,8 @@ class _Search:
             return True
         if self._is_late():
             return False
-        outcomes = self._pool.run([Job(p.id, p.policy, self._trial_seed(p.id)) for p in missing.values()])
+        goal = self._goal(before=proposals[0].id)
+        outcomes = self._pool.run([Job(p.id, p.policy, self._trial_seed(p.id), goal) for p in missing.values()])
         try:
             for outcome in outcomes:
                 self._keep(missing.pop(outcome.id), outcome)
@@ -175,6 +180,16 @@ class _Search:
             if (close := getattr(outcomes, "close", None)) is not None:
                 close()
         return True
+
+    def _goal(self, *, before: int) -> Goal | None:
+        """Returns what the trials of a batch are up against: what was known when it began, resumed or not."""
+        if not self._plan.is_adaptive:
+            return None
+        problem = self._problem
+        known = [record for record in self._done.values() if record.id < before]
+        best = find_best(known, problem.budget, problem.objective)
+        value = None if best is None else objective_value(problem.objective, best.measurement, problem.budget)
+        return Goal(problem.objective, problem.budget, value)
 
     def _keep(self, proposal: _Proposal, outcome: Outcome) -> None:
         record = Record(
@@ -236,9 +251,10 @@ class _Search:
         return derive_seed(self._plan.seed, "trial", trial_id)
 
 
-def _distinct(plan: SearchPlan) -> list[tuple[str, Policy]]:
-    """Returns the baselines without those that equal an earlier one."""
+def _given(plan: SearchPlan) -> list[tuple[str, Policy]]:
+    """Returns (origin, policy) of baselines and starts, without those that equal an earlier one."""
     first: dict[Policy, str] = {}
-    for label, policy in plan.baselines:
-        first.setdefault(policy, label)
-    return [(label, policy) for policy, label in first.items()]
+    for kind, pairs in (("baseline", plan.baselines), ("start", plan.starts)):
+        for label, policy in pairs:
+            first.setdefault(policy, f"{kind}:{label}")
+    return [(origin, policy) for policy, origin in first.items()]

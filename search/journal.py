@@ -148,6 +148,18 @@ class Journal:
             _log.warning("journal %s: half a line may remain at its end; it is cut off on resume", self.path)
 
 
+def read_records(path: Path) -> list[Record]:
+    """Returns the records of a journal by id, without holding it: another process may be writing.
+
+    Raises:
+        RunError: the file is missing, damaged before its last line, or of an unknown schema.
+    """
+    if not path.is_file():
+        raise RunError(f"journal {path} does not exist")
+    _, records, _ = _read(path)
+    return sorted(records, key=lambda record: record.id)
+
+
 def _acquire(path: Path) -> FileLock:
     lock = FileLock(str(path) + ".lock", timeout=0)
     try:

@@ -1,9 +1,10 @@
 """A Gaussian process over policies whose mean is an additive cost, so that a solver can optimise what it believes.
 
-The value of a policy is what is known beforehand plus a residual, a sum of effects: of each group's option, of pairs of
-groups, and of all groups that take the same option at once (where a kernel table is wrong about int8, it is wrong about all of
-them). Effects in one setting of the graph-wide choices resemble those in another. Rasmussen & Williams, Gaussian Processes for
-Machine Learning (2006), section 2.2; additive kernels: D. Duvenaud et al., Additive Gaussian Processes, NIPS 2011.
+The value of a policy is what is known beforehand plus a residual, a sum of effects: of each group's option, of pairs
+of groups, and of all groups that take the same option at once (where a kernel table is wrong about int8, it is wrong
+about all of them). Effects in one setting of the graph-wide choices resemble those in another. Rasmussen & Williams,
+Gaussian Processes for Machine Learning (2006), section 2.2; additive kernels: D. Duvenaud et al., Additive Gaussian
+Processes, NIPS 2011.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,7 +156,8 @@ class AdditiveProcess:
 
     def _pair_tables(self, weights: np.ndarray, max_pairs: int) -> dict[tuple[int, ...], np.ndarray]:
         neighbours = set(self.effects.neighbours)
-        near, far = {}, []
+        near: dict[tuple[int, ...], np.ndarray] = {}
+        far: list[tuple[float, tuple[int, ...], np.ndarray]] = []
         for pair in _all_pairs(len(self.effects.sizes)) if max_pairs else self.effects.neighbours:
             table = self._pair_table(pair, weights, is_near=pair in neighbours)
             if pair in neighbours:
@@ -215,8 +217,8 @@ def _likelihoods(kernel: np.ndarray, effects: Effects, seen: Observations) -> It
     """Yields (misfit, log likelihood, variance) for each misfit that is tried.
 
     With K = D^-½ (kernel) D^-½ + ν I and D the noises' variances, the variance that maximises the likelihood is
-    (rᵀK⁻¹r + w s²) / (n + w) under a scaled inverse-χ² prior with weight w (Gelman et al., Bayesian Data Analysis, 2013,
-    section 3.2).
+    (rᵀK⁻¹r + w s²) / (n + w) under a scaled inverse-χ² prior with weight w (Gelman et al., Bayesian Data Analysis,
+    2013, section 3.2).
     """
     unit = _unit_of(effects)
     whitened = kernel / np.outer(seen.noises, seen.noises)

@@ -1,4 +1,4 @@
-"""What is believed of every quantity of a problem at once: how much a policy may gain, and how surely it keeps the budget."""
+"""What is believed of all quantities of a problem: how much a policy may gain, how surely it keeps the budget."""
 
 import math
 from collections.abc import Sequence
@@ -81,8 +81,10 @@ class Beliefs:
         log_kept = self.log_probability(vectors, objective=(mean, deviation))
         if self.best is None:
             spread = float(np.std(mean)) or 1.0
-            return log_kept - 0.1 * (mean - float(mean.min(initial=0.0))) / spread
-        return log_kept + _log_expected_improvement(self.best - mean, deviation)
+            found: np.ndarray = log_kept - 0.1 * (mean - float(mean.min(initial=0.0))) / spread
+            return found
+        gain: np.ndarray = log_kept + _log_expected_improvement(self.best - mean, deviation)
+        return gain
 
     def log_probability(
         self, vectors: np.ndarray, *, objective: tuple[np.ndarray, np.ndarray] | None = None
@@ -130,13 +132,9 @@ def fit_beliefs(problem: Problem, trials: Sequence[Trial]) -> Beliefs:
         outcomes = [float(trial.measurement is None) for trial in trials]
         vectors = np.array([trial.vector for trial in trials])
         bounds.append(_fit_values(failure_quantity(problem), vectors, np.array(outcomes)))
-    kept = [
-        value
-        for measurement in measured
-        if problem.budget.violation(measurement) == 0.0
-        and (value := objective.quantity.observe(measurement)) is not None
-    ]
-    return Beliefs(objective, tuple(bounds), min(kept, default=None))
+    kept = [measurement for measurement in measured if problem.budget.violation(measurement) == 0.0]
+    values = [value for m in kept if (value := objective.quantity.observe(m)) is not None]
+    return Beliefs(objective, tuple(bounds), min(values, default=None))
 
 
 def _fit(quantity: Quantity, trials: Sequence[Trial]) -> Believed:

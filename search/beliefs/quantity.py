@@ -71,7 +71,7 @@ def objective_quantity(problem: Problem, measurements: Sequence[Measurement]) ->
     bound = _BOUND_OF[name]
     scale = _scale_of(problem, bound, measurements)
     if name == "accuracy":
-        link = _DropLink.of(problem, measurements)
+        link = _DropLink.of(measurements)
         return Quantity(name, lambda m: _linked(link, objective_value(name, m, budget)), _prior_of_drop(problem))
 
     def observe(measurement: Measurement) -> float | None:
@@ -92,7 +92,7 @@ def bounded_quantities(problem: Problem, measurements: Sequence[Measurement]) ->
         if limit is None or (covered and not (bound == "latency_s" and budget.latency_confidence != 0.5)):
             continue
         if bound == "accuracy_drop":
-            link = _DropLink.of(problem, measurements)
+            link = _DropLink.of(measurements)
             floor = abs(link(max(limit, 0.01)))
             found.append(
                 Quantity(
@@ -126,7 +126,7 @@ class _DropLink:
     most: float
 
     @classmethod
-    def of(cls, problem: Problem, measurements: Sequence[Measurement]) -> "_DropLink":
+    def of(cls, measurements: Sequence[Measurement]) -> "_DropLink":
         known = [(m.accuracy, m.accuracy_drop) for m in measurements]
         pairs = [(a.mean + d.mean, d.mean) for a, d in known if a is not None and d is not None]
         original = max((abs(own) for own, _ in pairs), default=1.0)

@@ -1,9 +1,10 @@
 """The default search: solve what is believed, measure, correct, solve again.
 
-Every quantity of the problem is believed to be what was known beforehand plus a Gaussian process whose mean is a sum over
-groups and pairs of groups (`search/beliefs`). So a mixed-integer program finds the best policy under what is believed, exactly
-and among any number of policies; the trial that promises most (expected improvement within the budget, `Beliefs.score`) is
-proposed, and each result corrects the beliefs: latencies, drops, and which pairs of layers do not simply add up.
+Every quantity of the problem is believed to be what was known beforehand plus a Gaussian process whose mean is a sum
+over groups and pairs of groups (`search/beliefs`). So a mixed-integer program finds the best policy under what is
+believed, exactly and among any number of policies; the trial that promises most (expected improvement within the
+budget, `Beliefs.score`) is proposed, and each result corrects the beliefs: latencies, drops, and which pairs of
+layers do not simply add up.
 """
 
 from collections.abc import Sequence

@@ -18,8 +18,8 @@ _N_SETTINGS = 3
 _MARGINS = (0.0, 1.0, -1.0)
 #: a node limit stops at the same answer on every machine, which a time limit would not
 _LIMITS = Limits(relative_gap=1e-3, node_limit=64)
-#: costs are rounded to so many digits behind the point (the unit is the original's value), so that the last bits of a sum,
-#: which differ from machine to machine, do not decide between equals
+#: costs are rounded to so many digits behind the point (the unit is the original's value), so that the last bits of a
+#: sum, which differ from machine to machine, do not decide between equals
 _DIGITS = 9
 
 
@@ -29,16 +29,15 @@ def solve_believed(space: Space, beliefs: Beliefs, starts: np.ndarray, tried: Se
     Args:
         space: of the policies.
         beliefs: of every quantity.
-        starts: (n, n_dimensions) integers: the best policies so far; they choose the settings of the graph-wide choices.
+        starts: (n, n_dimensions) integers: the best policies so far; their settings of the graph-wide choices count.
         tried: vectors that may not be the answer.
     """
     found = []
     for setting in _settings(space, beliefs, starts):
         n_groups = len(space.groups)
         excluded = tuple(vector[:n_groups] for vector in sorted(tried) if vector[n_groups:] == setting)
-        typical = (
-            _in_setting(starts, setting, n_groups) if len(starts) else np.zeros((1, len(space.dimensions)), np.int64)
-        )
+        untouched = np.zeros((1, len(space.dimensions)), np.int64)
+        typical = _in_setting(starts if len(starts) else untouched, setting, n_groups)
         objective = (_rounded(beliefs.objective.mean_cost(setting)),)
         for margin in _MARGINS if _is_bounded(beliefs) else _MARGINS[:1]:
             bounds = tuple(

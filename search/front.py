@@ -1,0 +1,57 @@
+"""What the solver makes of the knowledge alone: policies for a range of accuracies, before any trial."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from ..spaces.policy import Policy
+from .problem import Problem
+from .solver.additive_cost import AdditiveCost
+from .solver.front import sweep
+from .solver.program import Bound, Program
+from .solver.solution import Limits
+
+#: a front is a proposal, not a proof: small gaps do not matter, and the same program must have the same answer
+_LIMITS = Limits(relative_gap=1e-3, node_limit=64)
+
+
+def known_front(problem: Problem, n: int) -> tuple[Policy, ...]:
+    """Returns up to n policies from the one that changes the output least to the one that costs least.
+
+    What is minimised is the known latency, or the size where that is the objective, for as many bounds on the summed
+    influence on the output. Empty where prices or influences are not known.
+
+    Args:
+        problem: space, objective and knowledge.
+        n: at least 2.
+    """
+    knowledge = problem.knowledge
+    if not knowledge.influence:
+        return ()
+    influence = AdditiveCost(0.0, knowledge.influence)
+    found: dict[Policy, tuple[float, float]] = {}
+    for setting, cost in _costs(problem):
+        program = Program((cost,), (Bound("influence", (influence,), np.inf),))
+        for solution in sweep(program, "influence", n, _LIMITS):
+            policy = problem.space.decode([*(solution.vector or ()), *setting])
+            point = (solution.bound_values["influence"], solution.value or 0.0)
+            found[policy] = min(point, found.get(policy, point))
+    front = [policy for policy, point in found.items() if not _is_dominated(point, found.values())]
+    front.sort(key=lambda policy: found[policy])
+    if len(front) <= n:
+        return tuple(front)
+    return tuple(front[round(i * (len(front) - 1) / (n - 1))] for i in range(n))
+
+
+def _costs(problem: Problem) -> Iterator[tuple[tuple[int, ...], AdditiveCost]]:
+    """Yields settings of the graph-wide choices with what is minimised in them."""
+    knowledge, space = problem.knowledge, problem.space
+    if problem.objective == "size":
+        if knowledge.size_bytes is not None:
+            yield (0,) * (len(space.dimensions) - len(space.groups)), knowledge.size_bytes
+        return
+    yield from knowledge.latency.items()
+
+
+def _is_dominated(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
+    return any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in others)
