@@ -18,6 +18,7 @@ from ..spaces.treatment import Treatment
 from .preparation import Preparation
 from .profiling.surrogate import Combination, Effort, SpaceSurrogate
 from .profiling.table_prices import TablePrices, open_prices, open_related_prices
+from .sensitivity import measure_sensitivity
 
 _log = logging.getLogger(__name__)
 
@@ -30,17 +31,21 @@ _ENOUGH_S = 20.0
 _MOST_UNSEEN = 0.5
 
 
-def gather_knowledge(preparation: Preparation) -> Knowledge:
-    """Returns what can be known of the space without running a policy on the device.
+def gather_knowledge(preparation: Preparation) -> tuple[Preparation, Knowledge]:
+    """Finds out what can be known of the space without running a policy on the device.
 
-    Args:
-        preparation: spec, model, data and device.
+    Returns:
+        The preparation without the options whose influence is not finite, or that cannot be built; and what is known of
+        what is left.
+
+    Raises:
+        SpecError: a group loses all of its options.
     """
-    return Knowledge(
-        latency=_latencies(preparation),
-        influence=_influence(preparation),
-        size_bytes=_sizes(preparation),
-    )
+    sensitivity = measure_sensitivity(preparation)
+    for drop in sensitivity.dropped:
+        _log.warning("dropped: %s on %s: %s", drop.option, drop.layer, drop.reason)
+    preparation = preparation.with_space(sensitivity.space, sensitivity.dropped)
+    return preparation, Knowledge(_latencies(preparation), sensitivity.scores, _sizes(preparation))
 
 
 def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
@@ -134,10 +139,6 @@ def _bytes_more(preparation: Preparation, group: str, option: Treatment, weights
         return 0.0
     treatments = preparation.space.layer_treatments(Policy({group: option}))
     return float(preparation.pipeline.account(treatments) - weights)
-
-
-def _influence(preparation: Preparation) -> tuple[np.ndarray, ...]:
-    return ()
 
 
 def used_by(algorithm: str) -> bool:

@@ -176,15 +176,16 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
             raise RunError(f"journal {run.journal} is missing; bring it back, or start a new search")
         with Journal.open(run.journal) if exists else Journal.create(run.journal, fingerprints) as journal:
             journal.check_fingerprints(fingerprints, allow=force)
+            _ = preparation.test  # now, so that data which do not fit end the search before it begins
+            preparation, knowledge = _learn(preparation, run)
             source = f"search {run.path.name} {short_digest(str(run.path.resolve()))[:8]}"
             benches = replace(preparation.benches(), feeds_table=(preparation.table_name, source))
-            _ = preparation.test  # now, so that data which do not fit end the search before it begins
             with closing(_build_pool(spec, benches)) as pool:
                 original = run.read_original() or _measure_original(preparation, benches, pool)
                 run.write_original(original)
                 budget = resolve_budget(spec, original)
                 _check_size(budget, preparation)
-                problem = _problem(preparation, budget, run)
+                problem = Problem(preparation.space, budget, spec.objective, knowledge)
                 starts = _starts(preparation, problem, run)
                 records = run_search(_plan(preparation, problem, starts), pool, journal, observer)
                 final = finish_search(preparation, records, budget, pool.compare)
@@ -229,15 +230,22 @@ def _build_pool(spec: Spec, benches: SearchBenches) -> WorkerPool:
     return build_pool(workers.address, benches, limits, n_workers=workers.count, scheduler=spec.search.scheduler)
 
 
-def _problem(preparation: Preparation, budget: Budget, run: RunFolder) -> Problem:
-    """Returns what is searched, with what is known beforehand; a search that goes on knows what it did at first."""
-    spec = preparation.spec
-    knowledge = run.read_knowledge()
-    if knowledge is None:
-        uses = used_by(spec.search.algorithm) or "front" in spec.search.start
-        knowledge = gather_knowledge(preparation) if uses else Knowledge()
-        run.write_knowledge(knowledge)
-    return Problem(preparation.space, budget, spec.objective, knowledge)
+def _learn(preparation: Preparation, run: RunFolder) -> tuple[Preparation, Knowledge]:
+    """Returns what is known beforehand, and the space that it leaves; a search that goes on knows what it did at first.
+
+    Raises:
+        RunError: what was known then is damaged.
+    """
+    knowledge, space = run.read_knowledge(), run.read_space()
+    if knowledge is not None and space is not None:
+        return preparation.with_space(space), knowledge
+    search = preparation.spec.search
+    knowledge = Knowledge()
+    if used_by(search.algorithm) or "front" in search.start:
+        preparation, knowledge = gather_knowledge(preparation)
+    run.write_knowledge(knowledge)
+    run.write_space(preparation.space, preparation.model.layers)
+    return preparation, knowledge
 
 
 def _starts(preparation: Preparation, problem: Problem, run: RunFolder) -> tuple[tuple[str, Policy], ...]:

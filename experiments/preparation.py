@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,17 @@ class Preparation:
             enough_drop=None if spec.objective == "accuracy" else spec.budget.accuracy_drop,
             pins_cores=spec.workers.address != "inline",
         )
+
+    def with_space(self, space: Space, dropped: Sequence[Dropped] = ()) -> "Preparation":
+        """Returns the same with a smaller space, and with what fell away."""
+        if space == self.space and not dropped:
+            return self
+        offer = replace(self.offer, space=space, dropped=(*self.offer.dropped, *dropped))
+        smaller = replace(self, offer=offer)
+        # what was paid for does not depend on the space
+        kept = {name: value for name, value in vars(self).items() if name in ("pipeline", "validation", "test")}
+        vars(smaller).update(kept)
+        return smaller
 
     def _can_run(self, drop: Dropped) -> bool:
         """Whether the option fell away for its speed only, by the device's profile."""

@@ -13,7 +13,10 @@ from ..core.errors import RunError, SpecError
 from ..core.files import read_json, write_bytes, write_json
 from ..evaluators.measurement import Measurement
 from ..search.knowledge import Knowledge
+from ..spaces.layer import Layer
 from ..spaces.policy import Policy
+from ..spaces.space import Space
+from ..spaces.space_json import space_from_json, space_to_json
 from .spec import Spec
 
 
@@ -140,6 +143,21 @@ class RunFolder:
             return None
         return Knowledge.from_json(read_json(self._knowledge, noun="knowledge of a run", error=RunError))
 
+    def write_space(self, space: Space, layers: Sequence[Layer]) -> None:
+        """Writes the space, so that the records can be read without the model."""
+        content = [[layer.name, layer.kind, list(layer.weight_shape)] for layer in layers]
+        write_json(self._space, {**space_to_json(space), "layers": content})
+
+    def read_space(self) -> Space | None:
+        """Returns the space that `write_space` wrote; None where the run did not come so far.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self._space.is_file():
+            return None
+        return space_from_json(read_json(self._space, noun="space of a run", error=RunError))
+
     def write_starts(self, starts: Sequence[tuple[str, Policy]]) -> None:
         """Writes the policies with which the search starts."""
         write_json(self._starts, {"starts": [[label, policy.to_json()] for label, policy in starts]})
@@ -169,6 +187,10 @@ class RunFolder:
     @property
     def _knowledge(self) -> Path:
         return self.path / "knowledge.json"
+
+    @property
+    def _space(self) -> Path:
+        return self.path / "space.json"
 
     @property
     def _starts(self) -> Path:

@@ -39,6 +39,9 @@ def fit_policy(space: Space, policy: Policy, groups: tuple[Group, ...] | None = 
             continue
         chosen[group.name] = Treatment() if Treatment() in options else options[0]
         lost.append(f"{group.name}: {treatment.label} is not on offer")
+    as_it_is = Policy(chosen, policy.graph, policy.recovery)
+    if space.contains(as_it_is):  # choices without effect need not be on offer
+        return FittedPolicy(as_it_is, tuple(lost))
     graph, lost_choices = _fit_graph(space.graph, policy.graph)
     recovery = policy.recovery
     if recovery not in space.graph.recovery:

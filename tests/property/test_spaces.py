@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from trimtab.core.errors import PolicyError, SpecError
 from trimtab.core.seeds import derive_rng, derive_seed
 from trimtab.hw_profiles.target import OPTION_KINDS, Capabilities
+from trimtab.spaces.fit_policy import fit_policy
 from trimtab.spaces.layer import LAYER_KINDS, Group, Layer, fingerprint_layers
 from trimtab.spaces.policy import CALIBRATIONS, EXTRA_OPS, FUSIONS, PRECISIONS, ROUNDINGS, GraphTreatment, Policy
 from trimtab.spaces.recovery import Recovery
 from trimtab.spaces.rules import Rule, resolve_options, tie_layers
 from trimtab.spaces.space import GraphOptions, Space, build_space
+from trimtab.spaces.space_json import space_from_json, space_to_json
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS, Treatment
 
 
@@ -70,6 +72,20 @@ def test_canonical_vectors_are_those_of_encode(space):
     vectors = np.array(list(_vectors(space)))
     expected = np.array([space.encode(space.decode(vector)) for vector in vectors])
     assert (space.canonical(vectors) == expected).all()
+
+
+@given(spaces())
+def test_a_space_survives_json(space):
+    assert space_from_json(json.loads(json.dumps(space_to_json(space)))) == space
+
+
+@given(spaces(), spaces(), st.integers(0, 2**32))
+def test_a_policy_of_another_space_is_fitted_into_this_one(space, other, seed):
+    policy = other.sample(np.random.default_rng(seed))
+    fitted = fit_policy(space, policy)
+    assert space.contains(fitted.policy)
+    if space.contains(policy):
+        assert (fitted.policy, fitted.lost) == (policy, ())
 
 
 @given(spaces(), st.integers(0, 2**32))
