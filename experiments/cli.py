@@ -200,6 +200,78 @@ def verify(
 
 
 @app.command()
+def pareto(
+    run: Annotated[Path, typer.Argument(help="The run's folder; its search may still be going on.")],
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="Another bound, such as latency=3ms, accuracy_drop=0.02 or size_mb=none; may be repeated."),
+    ] = None,
+    objective: Annotated[str | None, typer.Option(help="Another objective, such as size.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Answer another budget from what a run knows already; nothing is built or measured."""
+    with _named_errors():
+        from .pareto import answer_budget, read_bounds
+        from .terminal_pareto import print_budget_answer, print_front
+
+        found = answer_budget(run, read_bounds(budget or ()), objective=objective)
+        if as_json:
+            _print_json(found.to_json())
+        else:
+            print_front(_console(), found)
+            print_budget_answer(_console(), found)
+        if found.best is None:
+            raise typer.Exit(EXIT_INFEASIBLE)
+
+
+@app.command()
+def transfer(
+    policy: Annotated[Path, typer.Argument(help="The policy.json of a run.")],
+    target: Annotated[str, typer.Option(help="A runtime, or a spec or recipe for the other device.")],
+    out: Annotated[Path, typer.Option(help="The file that receives the policy solved for it.")],
+    model: Annotated[str | None, typer.Option(help="module:callable; the policy's own when omitted.")] = None,
+    data: Annotated[str | None, typer.Option(help="module:callable; the policy's own when omitted.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Price a policy anew for another device and solve for one that suits it; nothing is run there."""
+    with _named_errors():
+        from .terminal_transfer import print_transfer
+        from .transfer import transfer as move
+
+        found = move(policy, target, model=model, data=data)
+        found.solved.policy.save(out)
+        if as_json:
+            _print_json(found.to_json())
+        else:
+            print_transfer(_console(), found, out)
+
+
+@app.command()
+def sensitivity(
+    spec: Annotated[str, typer.Argument(help="A YAML file, or the bare name of a recipe.")],
+    method: Annotated[str, typer.Option(help="auto, gradient or divergence.")] = "auto",
+    plot: Annotated[Path | None, typer.Option(help="The PNG that receives the picture.")] = None,
+    as_json: _Json = False,
+) -> None:
+    """Show how much each option changes the model's output, before any trial."""
+    with _named_errors():
+        from .preparation import prepare
+        from .sensitivity import measure_sensitivity
+        from .spec_file import load_spec
+        from .terminal_sensitivity import print_sensitivity
+
+        found = measure_sensitivity(prepare(load_spec(spec)), method=method)
+        if as_json:
+            _print_json(found.to_json())
+        else:
+            print_sensitivity(_console(), found)
+        if plot is not None:
+            from .sensitivity_plot import plot_sensitivity
+
+            plot_sensitivity(found, plot)
+
+
+@app.command()
 def devices() -> None:
     """List the runtimes at hand and what they offer."""
     with _named_errors():

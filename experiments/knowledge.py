@@ -8,10 +8,13 @@ from itertools import product
 import numpy as np
 
 from ..compressors.edges import find_edges
-from ..core.errors import MeasurementError, PolicyError
+from ..core.errors import MeasurementError, PolicyError, SpecError
 from ..hw_profiles.surrogate.surrogate import PairwiseSurrogate
+from ..search.budget import Budget
 from ..search.knowledge import GraphEntries, Knowledge
 from ..search.solver.additive_cost import AdditiveCost
+from ..search.solver.program import Program
+from ..search.solver.solve import solve
 from ..spaces.policy import Policy
 from ..spaces.space import Space
 from ..spaces.treatment import Treatment
@@ -45,7 +48,7 @@ def gather_knowledge(preparation: Preparation) -> tuple[Preparation, Knowledge]:
     for drop in sensitivity.dropped:
         _log.warning("dropped: %s on %s: %s", drop.option, drop.layer, drop.reason)
     preparation = preparation.with_space(sensitivity.space, sensitivity.dropped)
-    return preparation, Knowledge(_latencies(preparation), sensitivity.scores, _sizes(preparation))
+    return preparation, Knowledge(_latencies(preparation), sensitivity.scores, known_sizes(preparation))
 
 
 def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
@@ -116,7 +119,7 @@ def _relative(tables: PairwiseSurrogate, original_s: float) -> AdditiveCost:
     )
 
 
-def _sizes(preparation: Preparation) -> AdditiveCost | None:
+def known_sizes(preparation: Preparation) -> AdditiveCost | None:
     """Returns the artifact's bytes as a sum over groups: exact for weights, one structure at a time for pruning."""
     pipeline, space = preparation.pipeline, preparation.space
     try:
@@ -148,3 +151,28 @@ def used_by(algorithm: str) -> bool:
 
 #: algorithms that look at nothing but verdicts
 _BLIND: Sequence[str] = ("random", "tpe", "nsga2", "nsga3", "gp")
+
+
+def check_size(budget: Budget, preparation: Preparation) -> None:
+    """Solves for the smallest policy that the space holds, builds it, and refuses a size that even it does not reach.
+
+    Raises:
+        SpecError: no policy can be so small.
+    """
+    sizes = None if budget.size_bytes is None else known_sizes(preparation)
+    if sizes is None or budget.size_bytes is None:
+        return
+    solution, space = solve(Program((sizes,))), preparation.space
+    rest = (0,) * (len(space.dimensions) - len(space.groups) - 1)
+    vectors = [(*(solution.vector or ()), fusion, *rest) for fusion in range(len(space.graph.fusion))]
+    try:
+        built = [preparation.build(space.decode(vector).untrained).size_bytes for vector in vectors]
+    except PolicyError:  # the smallest treatments do not go together; the search finds out what does
+        return
+    # what quantises activations is in the file, too, but not in the sizes that were added up
+    smallest = min(*built, preparation.original.size_bytes, solution.value or 0.0)
+    if budget.size_bytes < smallest:
+        raise SpecError(
+            f"budget.size_mb: {budget.size_bytes / 1e6:.4g} MB is below the smallest policy in this space "
+            f"({smallest / 1e6:.4g} MB); raise the budget or widen the space"
+        )

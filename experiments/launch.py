@@ -1,14 +1,12 @@
 """Launching a search, and going on with one."""
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..compressors.pipeline import Pipeline
-from ..core.errors import MeasurementError, PolicyError, RunError, SpecError
+from ..core.errors import MeasurementError, RunError, SpecError
 from ..core.files import short_digest
 from ..core.names import describe_unknown
 from ..evaluators.measurement import Measurement
@@ -23,16 +21,15 @@ from ..search.pools import build_pool
 from ..search.problem import Problem
 from ..search.record import Record, Status
 from ..search.worker_pool import Job, Limits, WorkerPool
-from ..spaces.policy import GraphTreatment, Policy
-from ..spaces.space import Space
-from ..spaces.treatment import Treatment
+from ..spaces.policy import Policy
 from .benches import SearchBenches
+from .budgets import resolve_budget
 from .finish import Final, Row, finish_search, write_outcome
-from .knowledge import gather_knowledge, used_by
+from .knowledge import check_size, gather_knowledge, used_by
 from .policy_file import PolicyFile, load_policy
 from .preparation import Preparation, prepare
 from .profiling.table_prices import open_prices
-from .quantities import Bound, parse_bytes, parse_duration, parse_energy, parse_latency, parse_size
+from .quantities import parse_bytes, parse_duration
 from .run_folder import RunFolder
 from .spec import Spec
 from .spec_file import allow_imports_from, find_spec, load_spec
@@ -184,7 +181,7 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
                 original = run.read_original() or _measure_original(preparation, benches, pool)
                 run.write_original(original)
                 budget = resolve_budget(spec, original)
-                _check_size(budget, preparation)
+                check_size(budget, preparation)
                 problem = Problem(preparation.space, budget, spec.objective, knowledge)
                 starts = _starts(preparation, problem, run)
                 records = run_search(_plan(preparation, problem, starts), pool, journal, observer)
@@ -293,67 +290,3 @@ def _measure_resources(pool: WorkerPool) -> Measurement:
     if outcome.status is not Status.COMPLETE:
         raise MeasurementError(f"memory or energy of the original cannot be measured: {outcome.error}")
     return outcome.measurement
-
-
-def resolve_budget(spec: Spec, original: Measurement) -> Budget:
-    """Turns relative bounds into absolute ones."""
-    bounds = spec.budget
-    reference_s = original.latency.median_s if original.latency else None
-    return Budget(
-        latency_s=_resolve(bounds.latency, parse_latency, reference_s),
-        accuracy_drop=bounds.accuracy_drop,
-        size_bytes=_resolve(bounds.size_mb, parse_size, original.size_bytes),
-        peak_memory_bytes=_resolve(bounds.peak_memory_mb, parse_size, original.peak_memory_bytes),
-        peak_activation_bytes=_resolve(bounds.peak_activation_mb, parse_size, original.peak_activation_bytes),
-        energy_j=_resolve(bounds.energy_mj, parse_energy, original.energy_j),
-        confidence=bounds.confidence,
-        latency_confidence=bounds.latency_confidence,
-        reference_s=reference_s,
-        energy_source=None if original.energy is None else original.energy.source,
-    )
-
-
-def _resolve(bound: object, parse: Callable[[object], Bound], original: float | None) -> float | None:
-    return None if bound is None else parse(bound).resolve(float(original or 0))
-
-
-def _check_size(budget: Budget, preparation: Preparation) -> None:
-    """Builds the smallest policy that the space holds and refuses a size that even it does not reach."""
-    if budget.size_bytes is None:
-        return
-    try:
-        smallest = _smallest_size(preparation.space, preparation.pipeline)
-    except PolicyError:  # the smallest treatments do not go together; the search finds out what does
-        return
-    if budget.size_bytes < smallest:
-        raise SpecError(
-            f"budget.size_mb: {budget.size_bytes / 1e6:.4g} MB is below the smallest policy in this space "
-            f"({smallest / 1e6:.4g} MB); raise the budget or widen the space"
-        )
-
-
-#: bits of a stored weight, from small to large
-_BITS = {"int4": 4, "int8": 8, "float8": 8, "float16": 16, "float32": 32}
-_BINARY_BITS = {"binary": 1.0, "ternary": 1.6}
-
-
-def _bits(option: Treatment) -> float:
-    """Estimates the bits that are stored for each weight of the original."""
-    bits: float = _BINARY_BITS.get(option.binary, _BITS[option.weight_dtype])
-    if option.clusters:
-        bits = min(bits, math.ceil(math.log2(option.clusters)))
-    if option.sparsity:
-        bits = min(bits, 1.0 + (1.0 - option.sparsity) * bits)
-    return bits * option.rank * option.keep_channels
-
-
-def _smallest_size(space: Space, pipeline: Pipeline) -> int:
-    chosen = {
-        group.name: min(options, key=lambda option: (_bits(option), option.activation_dtype == "int8"))
-        for group, options in zip(space.groups, space.options, strict=True)
-    }
-    treatments = space.layer_treatments(Policy(chosen))
-    untouched = pipeline.build({}, GraphTreatment()).size_bytes
-    return min(
-        untouched, *(pipeline.build(treatments, GraphTreatment(fusion=f)).size_bytes for f in space.graph.fusion)
-    )

@@ -158,6 +158,20 @@ class RunFolder:
             return None
         return space_from_json(read_json(self._space, noun="space of a run", error=RunError))
 
+    def read_finals(self) -> dict[int, Measurement]:
+        """Returns trial → its measurement in the final rotation, which replaces the search's own; empty before it.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self.result.is_file():
+            return {}
+        content = read_json(self.result, noun="result of a run", error=RunError)
+        try:
+            return {int(row["trial"]): Measurement.from_json(row["final"]) for row in content["rows"]}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunError(f"{self.result} is damaged: {error!r}; resume the run") from error
+
     def write_starts(self, starts: Sequence[tuple[str, Policy]]) -> None:
         """Writes the policies with which the search starts."""
         write_json(self._starts, {"starts": [[label, policy.to_json()] for label, policy in starts]})

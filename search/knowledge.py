@@ -40,6 +40,16 @@ class Knowledge:
         """Whether nothing is known."""
         return not (self.latency or self.influence or self.size_bytes or self.activation_bytes)
 
+    def price(self, setting: GraphEntries) -> AdditiveCost | None:
+        """Returns the latency in a setting of the graph-wide choices, or in the known one that is most like it.
+
+        None where no latency is known.
+        """
+        if not self.latency:
+            return None
+        best = max(self.latency, key=lambda known: sum(a == b for a, b in zip(known, setting, strict=True)))
+        return self.latency[best]
+
     def to_json(self) -> dict[str, Any]:
         """Returns the parts as JSON values."""
         return {

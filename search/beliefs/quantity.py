@@ -9,7 +9,6 @@ import numpy as np
 from ...evaluators.measurement import Measurement
 from ...spaces.treatment import Treatment
 from ..budget import BOUNDS
-from ..knowledge import Knowledge
 from ..objectives import objective_value
 from ..problem import Problem
 from ..solver.additive_cost import AdditiveCost, zero_cost
@@ -58,6 +57,8 @@ class Quantity:
     limit: float = math.inf
     #: value → standard deviation of what no effect explains, relative to that of a value near the bound
     noise: Callable[[float], float] = lambda _: 1.0
+    #: (value, standard deviation) → the same in seconds, bytes, joules, or as a drop
+    readable: Callable[[float, float], tuple[float, float]] = lambda value, deviation: (value, deviation)
 
 
 def objective_quantity(problem: Problem, measurements: Sequence[Measurement]) -> Quantity:
@@ -72,7 +73,12 @@ def objective_quantity(problem: Problem, measurements: Sequence[Measurement]) ->
     scale = _scale_of(problem, bound, measurements)
     if name == "accuracy":
         link = _DropLink.of(measurements)
-        return Quantity(name, lambda m: _linked(link, objective_value(name, m, budget)), _prior_of_drop(problem))
+        return Quantity(
+            name,
+            lambda m: _linked(link, objective_value(name, m, budget)),
+            _prior_of_drop(problem),
+            readable=link.undo,
+        )
 
     def observe(measurement: Measurement) -> float | None:
         value = objective_value(name, measurement, budget)
@@ -80,7 +86,13 @@ def objective_quantity(problem: Problem, measurements: Sequence[Measurement]) ->
 
     limit = getattr(budget, bound)
     is_same = limit is not None and not (name == "latency" and budget.latency_confidence != 0.5)
-    return Quantity(name, observe, _prior_of(problem, bound, scale), limit / scale if is_same else math.inf)
+    return Quantity(
+        name,
+        observe,
+        _prior_of(problem, bound, scale),
+        limit / scale if is_same else math.inf,
+        readable=_times(scale),
+    )
 
 
 def bounded_quantities(problem: Problem, measurements: Sequence[Measurement]) -> list[Quantity]:
@@ -101,12 +113,19 @@ def bounded_quantities(problem: Problem, measurements: Sequence[Measurement]) ->
                     _prior_of_drop(problem),
                     link(limit),
                     lambda value, floor=floor: math.hypot(1.0, value / floor),  # type: ignore[misc]
+                    link.undo,
                 )
             )
             continue
         scale = _scale_of(problem, bound, measurements)
         found.append(
-            Quantity(bound, _relative(budget.value_of, bound, scale), _prior_of(problem, bound, scale), limit / scale)
+            Quantity(
+                bound,
+                _relative(budget.value_of, bound, scale),
+                _prior_of(problem, bound, scale),
+                limit / scale,
+                readable=_times(scale),
+            )
         )
     return found
 
@@ -134,6 +153,15 @@ class _DropLink:
 
     def __call__(self, drop: float) -> float:
         return -math.log1p(-min(drop / self.most, _MOST_LOST))
+
+    def undo(self, value: float, deviation: float) -> tuple[float, float]:
+        """Returns the drop, and its standard deviation to first order."""
+        left = self.most * math.exp(-value)
+        return self.most - left, left * deviation
+
+
+def _times(scale: float) -> Callable[[float, float], tuple[float, float]]:
+    return lambda value, deviation: (value * scale, deviation * scale)
 
 
 def _linked(link: _DropLink, drop: float | None) -> float | None:
@@ -164,7 +192,8 @@ def _scale_of(problem: Problem, bound: str, measurements: Sequence[Measurement])
 def _prior_of(problem: Problem, bound: str, scale: float) -> Prior:
     knowledge = problem.knowledge
     if bound == "latency_s" and knowledge.latency:
-        return Prior(lambda graph: price_of(knowledge, graph), (_price_effects(problem),))
+        nothing = _no_cost(problem)
+        return Prior(lambda graph: knowledge.price(graph) or nothing(graph), (_price_effects(problem),))
     if bound == "size_bytes" and knowledge.size_bytes is not None:
         size = _scaled(knowledge.size_bytes, 1.0 / scale)
         return Prior(lambda _: size, (_effects_like(problem, size.unary, 0.05),))
@@ -182,12 +211,6 @@ def _prior_of_drop(problem: Problem) -> Prior:
         for power in INFLUENCE_POWERS
     )
     return Prior(_no_cost(problem), found)
-
-
-def price_of(knowledge: Knowledge, graph: tuple[int, ...]) -> AdditiveCost:
-    """Returns the known latency in a setting of the graph-wide choices, or in the one that is most like it."""
-    best = max(knowledge.latency, key=lambda known: sum(a == b for a, b in zip(known, graph, strict=True)))
-    return knowledge.latency[best]
 
 
 def _price_effects(problem: Problem) -> Effects:

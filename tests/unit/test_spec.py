@@ -6,7 +6,7 @@ import yaml
 from trimtab.core.errors import SpecError
 from trimtab.evaluators.dataset import Dataset, Split
 from trimtab.evaluators.measurement import Measurement
-from trimtab.experiments.launch import resolve_budget
+from trimtab.experiments.budgets import resolve_budget
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.spec import Spec
 from trimtab.experiments.spec_file import find_spec, list_recipes, load_spec
