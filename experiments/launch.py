@@ -1,8 +1,8 @@
 """Launching a search, and going on with one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from .benches import SearchBenches
 from .budgets import resolve_budget
 from .finish import Final, Row, finish_search, write_outcome
 from .knowledge import check_size, gather_knowledge, used_by
+from .pareto import answer_problem
 from .policy_file import PolicyFile, load_policy
 from .preparation import Preparation, prepare
 from .profiling.table_prices import open_prices
@@ -62,6 +63,9 @@ class SearchResult:
     equals_uniform: bool
     #: what the kernel table, without what this search taught it, says that the winner takes; None where it cannot tell
     promised: Latency | None = None
+    #: when nothing keeps the budget: bound → the least value that is believed to be reachable within the other bounds,
+    #: where it is less than was measured
+    reachable: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def is_feasible(self) -> bool:
@@ -81,6 +85,7 @@ class SearchResult:
             "rows": [row.to_json() for row in self.rows],
             "nearest": None if nearest is None else nearest.to_json(),
             "relaxations": self.answer.relaxations,
+            "reachable": dict(self.reachable),
             "trials": len(self.records),
         }
 
@@ -189,9 +194,10 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
         # the final timing replaces the search's own where there is one
         known = [replace(r, measurement=final.measurements.get(r.id, r.measurement)) for r in records]
         conclusion = answer(known, budget, spec.objective)
+        reachable = {} if conclusion.nearest is None else answer_problem(problem, known).reachable
         promised = _promise(preparation, final, source)
         write_outcome(preparation, run, final, conclusion.pareto)
-    return replace(_result(run, records, final, conclusion, budget), promised=promised)
+    return replace(_result(run, records, final, conclusion, budget), promised=promised, reachable=reachable)
 
 
 def _promise(preparation: Preparation, final: Final, source: str) -> Latency | None:

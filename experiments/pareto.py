@@ -13,15 +13,16 @@ from pydantic import ValidationError
 from ..core.errors import RunError, SpecError
 from ..core.names import describe_unknown
 from ..evaluators.measurement import Measurement
-from ..search.answer import Answer, answer, merit
+from ..search.answer import Answer, answer, rank_records
 from ..search.beliefs.beliefs import Beliefs, Trial, fit_beliefs
+from ..search.beliefs.quantity import BOUND_OF
 from ..search.budget import BOUNDS, Budget
 from ..search.journal import read_records
 from ..search.knowledge import Knowledge
 from ..search.problem import Problem
 from ..search.record import Record, Status
 from ..search.searchers.candidates import neighbours_of
-from ..search.searchers.solved import solve_believed
+from ..search.searchers.solved import believed_reach, solve_believed
 from ..spaces.policy import Policy
 from .budgets import resolve_budget
 from .run_folder import RunFolder
@@ -68,6 +69,8 @@ class BudgetAnswer:
     answer: Answer
     #: policies that are believed to be better, the most promising first
     untried: tuple[Untried, ...]
+    #: where none keeps the budget: bound → the least value that is believed to be reachable within the other bounds
+    reachable: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
         """Returns the answer as JSON values."""
@@ -78,6 +81,7 @@ class BudgetAnswer:
             "best": None if self.best is None else {**self.best.record.to_json(), "sureness": self.best.sureness},
             "nearest": None if nearest is None else nearest.to_json(),
             "relaxations": self.answer.relaxations,
+            "reachable": dict(self.reachable),
             "untried": [
                 {
                     "policy": found.policy.to_json(),
@@ -152,8 +156,10 @@ def answer_problem(problem: Problem, records: Sequence[Record]) -> BudgetAnswer:
     if not any(trial.measurement for trial in trials):
         raise RunError("nothing was measured yet; let the search go on")
     beliefs = fit_beliefs(problem, trials)
-    untried = _find_untried(problem, beliefs, trials, records)
-    return BudgetAnswer(problem.budget, problem.objective, best, found, untried)
+    starts = _best_vectors(problem, records)
+    untried = _find_untried(problem, beliefs, trials, starts)
+    reachable = {} if best is not None else _reach(problem, beliefs, starts, found)
+    return BudgetAnswer(problem.budget, problem.objective, best, found, untried, reachable)
 
 
 def _sureness(budget: Budget, measurement: Measurement) -> float:
@@ -182,14 +188,27 @@ def _mean_and_error(budget: Budget, name: str, measurement: Measurement) -> tupl
     return None if value is None else (value, 0.0)
 
 
+def _reach(problem: Problem, beliefs: Beliefs, starts: np.ndarray, measured: Answer) -> dict[str, float]:
+    """Returns what is believed to be reachable and was not measured yet, by the names of a budget."""
+    believed = believed_reach(problem.space, beliefs, starts)
+    found = {BOUND_OF.get(name, name): value for name, value in believed.items()}
+    known = {name: value for name, value in measured.relaxations.items() if value is not None}
+    return {name: value for name, value in found.items() if value < known.get(name, math.inf)}
+
+
+def _best_vectors(problem: Problem, records: Sequence[Record]) -> np.ndarray:
+    """Returns (up to 4, n_dimensions) int64: the best measured policies."""
+    space = problem.space
+    inside = [record for record in records if space.contains(record.policy)]
+    ranked = rank_records(inside, problem.budget, problem.objective)[:4]
+    return np.array([space.encode(record.policy) for record in ranked], np.int64).reshape(-1, len(space.dimensions))
+
+
 def _find_untried(
-    problem: Problem, beliefs: Beliefs, trials: Sequence[Trial], records: Sequence[Record]
+    problem: Problem, beliefs: Beliefs, trials: Sequence[Trial], starts: np.ndarray
 ) -> tuple[Untried, ...]:
     """Solves what is believed, and looks around the best that was measured."""
     space = problem.space
-    keyed = [(merit(r, problem.budget, problem.objective), r) for r in records if space.contains(r.policy)]
-    ranked = [record for key, record in sorted(((k, r) for k, r in keyed if k is not None), key=lambda pair: pair[0])]
-    starts = np.array([space.encode(record.policy) for record in ranked[:4]]).reshape(-1, len(space.dimensions))
     tried = {tuple(map(int, trial.vector)) for trial in trials}
     pool = np.concatenate([solve_believed(space, beliefs, starts, tried), neighbours_of(space, starts[:1])])
     fresh = [vector for vector in dict.fromkeys(map(tuple, pool.tolist())) if vector not in tried]

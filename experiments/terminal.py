@@ -141,6 +141,8 @@ def _print_answer(console: Console, result: SearchResult) -> None:
                     console,
                     f"it would be kept with {describe_relaxation(name, value)} (now {_bound(result.budget, name)})",
                 )
+        for name, value in result.reachable.items():
+            say(console, f"untried policies are believed to reach {describe_relaxation(name, value)}")
         say(console, f"run: {result.run}")
         return
     if result.equals_uniform:

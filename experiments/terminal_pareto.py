@@ -31,6 +31,9 @@ def print_budget_answer(console: Console, found: BudgetAnswer) -> None:
                 console.print(f"  kept with {describe_relaxation(name, value)}", markup=False)
     else:
         console.print("no measured policy keeps it")
+    if found.reachable:
+        text = _describe_expected({name: (value, 0.0) for name, value in found.reachable.items()})
+        console.print(f"believed to be reachable, each within the other bounds: {text}", markup=False, soft_wrap=True)
     for untried in found.untried:
         _print_untried(console, untried)
     if not found.untried:
@@ -97,7 +100,8 @@ def _describe_expected(expected: Mapping[str, tuple[float, float]]) -> str:
     parts = []
     for name, (mean, deviation) in expected.items():
         label, factor, unit = units.get(name, (name, 1.0, ""))
-        parts.append(f"{label} {mean * factor:.4g} ± {deviation * factor:.2g} {unit}".rstrip())
+        error = f" ± {deviation * factor:.2g}" if deviation else ""
+        parts.append(f"{label} {mean * factor:.4g}{error} {unit}".rstrip())
     return ", ".join(parts)
 
 

@@ -15,7 +15,7 @@ from ..solver.additive_cost import AdditiveCost, zero_cost
 from .additive_process import Effects
 
 #: objective → the bound of a budget on the same quantity
-_BOUND_OF = {
+BOUND_OF = {
     "latency": "latency_s",
     "accuracy": "accuracy_drop",
     "size": "size_bytes",
@@ -69,7 +69,7 @@ def objective_quantity(problem: Problem, measurements: Sequence[Measurement]) ->
         measurements: what was measured so far: it sets scales.
     """
     name, budget = problem.objective, problem.budget
-    bound = _BOUND_OF[name]
+    bound = BOUND_OF[name]
     scale = _scale_of(problem, bound, measurements)
     if name == "accuracy":
         link = _DropLink.of(measurements)
@@ -100,7 +100,7 @@ def bounded_quantities(problem: Problem, measurements: Sequence[Measurement]) ->
     budget, found = problem.budget, []
     for bound, *_ in BOUNDS:
         limit = getattr(budget, bound)
-        covered = _BOUND_OF[problem.objective] == bound and problem.objective != "accuracy"
+        covered = BOUND_OF[problem.objective] == bound and problem.objective != "accuracy"
         if limit is None or (covered and not (bound == "latency_s" and budget.latency_confidence != 0.5)):
             continue
         if bound == "accuracy_drop":

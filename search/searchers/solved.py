@@ -7,6 +7,7 @@ import numpy as np
 from ...spaces.space import Space
 from ..beliefs.beliefs import Beliefs, Believed
 from ..solver.additive_cost import AdditiveCost
+from ..solver.front import relaxations
 from ..solver.program import Bound, Program
 from ..solver.solution import Limits
 from ..solver.solve import solve
@@ -49,6 +50,30 @@ def solve_believed(space: Space, beliefs: Beliefs, starts: np.ndarray, tried: Se
             if solution.vector is not None:
                 found.append((*solution.vector, *setting))
     return space.canonical(np.array(found, np.int64).reshape(len(found), len(space.dimensions)))
+
+
+def believed_reach(space: Space, beliefs: Beliefs, starts: np.ndarray) -> dict[str, float]:
+    """Returns bound → the least value that is believed to be reachable within the other bounds, in seconds, bytes ….
+
+    A bound that no policy is believed to keep the others with is left out.
+
+    Args:
+        space: of the policies.
+        beliefs: of every quantity.
+        starts: (n, n_dimensions) integers: the best policies so far; their settings of the graph-wide choices count.
+    """
+    bounded = [b for b in (beliefs.objective, *beliefs.bounds) if np.isfinite(b.quantity.limit)]
+    readable = {b.quantity.name: b.quantity.readable for b in bounded}
+    found: dict[str, float] = {}
+    for setting in _settings(space, beliefs, starts):
+        costs = {b.quantity.name: _rounded(b.mean_cost(setting)) for b in bounded}
+        bounds = tuple(Bound(b.quantity.name, (costs[b.quantity.name],), b.quantity.limit) for b in bounded)
+        objective = (_rounded(beliefs.objective.mean_cost(setting)),)
+        for name, limit in relaxations(Program(objective, bounds), _LIMITS).limits.items():
+            if limit is not None and name != "failure":
+                value = readable[name](limit, 0.0)[0]
+                found[name] = min(value, found.get(name, value))
+    return found
 
 
 def _settings(space: Space, beliefs: Beliefs, starts: np.ndarray) -> list[tuple[int, ...]]:
