@@ -70,8 +70,12 @@ SEARCHERS: Registry[Searcher] = Registry(
         "random": "trimtab.search.searchers.random_searcher:RandomSearcher",
         "tpe": "trimtab.search.searchers.optuna_searcher:build_tpe",
         "nsga2": "trimtab.search.searchers.optuna_searcher:build_nsga2",
+        "nsga3": "trimtab.search.searchers.optuna_searcher:build_nsga3",
         "gp": "trimtab.search.searchers.optuna_searcher:build_gp",
-        "evolution": "trimtab.search.searchers.evolution_searcher:EvolutionSearcher",
+        "cmaes": "trimtab.search.searchers.cmaes_searcher:build_cmaes",
+        "evolution": "trimtab.search.searchers.evolution_searcher:build_evolution",
+        "policy_gradient": "trimtab.search.searchers.policy_gradient_searcher:build_policy_gradient",
+        "greedy": "trimtab.search.searchers.greedy_searcher:build_greedy",
         "auto": "trimtab.search.searcher:build_auto",
     },
 )

@@ -3,6 +3,7 @@
 The contracts that every searcher and every pool must keep stand in `searcher_contract` and `pool_contract`.
 """
 
+import itertools
 import json
 import os
 import time
@@ -64,12 +65,19 @@ def small_problem(n_groups: int = 4, n_options: int = 4) -> Problem:
 
 
 def informed_problem(n_groups: int = 4, n_options: int = 4) -> Problem:
-    """Returns `small_problem` with the truth about it as knowledge: latency, size and influence, all additive."""
-    problem = small_problem(n_groups, n_options)
+    """Returns `small_problem` with the truth about it as knowledge."""
+    return with_truth(small_problem(n_groups, n_options))
+
+
+def with_truth(problem: Problem) -> Problem:
+    """Returns the synthetic problem with the truth about it as knowledge: latency, size, influence, all additive."""
+    n_groups = len(problem.space.groups)
     savings, drops = (table / n_groups for table in _synthetic_tables(problem.space))
     graph = tuple(0 for _ in range(len(problem.space.dimensions) - n_groups))
     # the square of the saving is a sum over pairs: Σ s² + 2 Σ s t
-    pairs = {(g, h): -2e6 * np.outer(savings[g], savings[h]) for g in range(n_groups) for h in range(g + 1, n_groups)}
+    pairs: dict[tuple[int, ...], np.ndarray] = {}
+    for edge in itertools.combinations(range(n_groups), 2):
+        pairs[edge] = -2e6 * np.outer(*savings[list(edge)])
     knowledge = Knowledge(
         latency={graph: AdditiveCost(1.0, tuple(-savings))},
         influence=tuple(drops),

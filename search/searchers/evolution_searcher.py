@@ -1,153 +1,118 @@
-"""Evolution around the best policies: for spaces with more choices than there are trials.
+"""Ageing evolution with moves that keep the budget: for spaces with more choices than there are trials.
 
-A model-based sampler needs more trials than choices before it knows what each of them does. Here every suggestion is
-one of the best policies known (the baselines included) with few changes, among them changes of a whole *role*: the
-same layer of every block, as its name without numbers tells. After E. Real et al., Regularized Evolution for Image
-Classifier Architecture Search, AAAI 2019 (mutation of good parents), with elitist instead of ageing selection.
+E. Real et al., Regularized Evolution for Image Classifier Architecture Search, AAAI 2019: the population is the
+youngest results, not the best; a parent wins a tournament in it, and what is old dies however good it was. A
+tournament is won by what keeps the budget, then by the objective (K. Deb, An efficient constraint handling method for
+genetic algorithms, 2000). Besides mutations of a few choices there are changes of a whole *role* (the same layer of
+every block, as its name without numbers tells), crossovers, and exchanges: one choice is relaxed and another
+tightened so that, by the prices that are known or were learned from the results, the policy stays within the budget.
 """
 
-import math
-import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
-from ...core.errors import RunError
 from ...core.seeds import derive_rng
 from ...spaces.policy import Policy
 from ...spaces.space import Space
 from ..problem import Problem
-from ..searcher import Suggestion, Verdict
-from .unseen import find_unseen
+from .prices import Prices, all_prices
+from .replaying_searcher import ReplayingSearcher
+from .roles import find_roles, single_changes
+from .tried import Result, Tried
 
-#: parents are drawn from this many of the best
-_N_PARENTS = 6
-#: how often a parent's rank is passed over for the next one
-_PASS_OVER = 0.5
-#: mutations that may turn out known before the nearest unseen policy is taken instead
-_N_PROPOSALS = 50
-#: shares of the moves: change of a role, of one to three choices; the rest is a crossover of two parents
-_ROLE_SHARE, _FEW_SHARE = 0.45, 0.4
+#: results that are alive, and how many of them a tournament draws: tuned on the synthetic problem, 60 to 200 trials
+_POPULATION, _TOURNAMENT = 20, 8
+#: shares of the moves: change of a role, of one to three choices, exchanges; the rest is a crossover of two parents
+_ROLE_SHARE, _FEW_SHARE, _EXCHANGE_SHARE = 0.2, 0.25, 0.45
+#: exchanges that are priced, of which the best is taken
+_N_EXCHANGES = 32
 
 
-class EvolutionSearcher:
-    """Mutates and crosses the best policies known; never suggests the same twice.
+def build_evolution(problem: Problem, *, seed: int) -> ReplayingSearcher:
+    """Makes an ageing evolution with budget-preserving moves.
 
     >>> from trimtab.search.testing import small_problem
-    >>> len(EvolutionSearcher(small_problem(), seed=0).ask(3))
+    >>> len(build_evolution(small_problem(), seed=0).ask(3))
     3
     """
+    return ReplayingSearcher(problem, seed=seed, propose=_propose)
 
-    def __init__(self, problem: Problem, *, seed: int) -> None:
+
+def _propose(problem: Problem, tried: Tried, seed: int) -> Iterator[Policy]:
+    rng = derive_rng(seed, "ask", tried.n_asks)
+    known = tried.known()
+    while not known:
+        yield problem.space.sample(rng)
+    brood = _Brood(problem, known, rng)
+    while True:
+        yield problem.space.decode(brood.breed())
+
+
+class _Brood:
+    """The children of one population."""
+
+    def __init__(self, problem: Problem, known: list[Result], rng: np.random.Generator) -> None:
         self._space = problem.space
-        self._seed = seed
-        self._n_asks = 0
-        self._n_suggested = 0
-        #: suggestion id → policy, until its verdict comes
-        self._pending: dict[int, Policy] = {}
-        #: policy of the space → (violation, objective); infinities until, or unless, it is known
-        self._scores: dict[Policy, tuple[float, float]] = {}
-        self._roles = _find_roles(problem.space)
+        self._population = known[-_POPULATION:]
+        self._roles = find_roles(problem.space)
+        self._rng = rng
+        self._prices = cache(lambda graph: all_prices(problem, graph, known))
 
-    def ask(self, n: int) -> list[Suggestion]:
-        """Returns up to n suggestions; fewer only when the space is exhausted."""
-        rng = derive_rng(self._seed, "ask", self._n_asks)
-        self._n_asks += 1
-        parents = [self._space.encode(policy) for policy in self._ranked()[:_N_PARENTS]]
-        found: list[Suggestion] = []
-        while len(found) < n and len(self._scores) < self._space.size:
-            policy = self._propose(parents, rng)
-            self._scores[policy] = (math.inf, math.inf)
-            self._pending[self._n_suggested] = policy
-            found.append(Suggestion(self._n_suggested, policy))
-            self._n_suggested += 1
-        return found
-
-    def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """Learns from verdicts on earlier suggestions, by id, in any order.
-
-        Raises:
-            RunError: a verdict's id is not open.
-        """
-        for verdict in verdicts:
-            if verdict.id not in self._pending:
-                raise RunError(f"verdict on suggestion {verdict.id}, which is not open; open: {sorted(self._pending)}")
-            self._note(self._pending.pop(verdict.id), verdict.objectives, verdict.violation)
-
-    def inject(self, policy: Policy, verdict: Verdict) -> None:
-        """Learns from a policy that it did not suggest; one outside the space, or known, is left aside."""
-        if policy not in self._scores and self._space.contains(policy):
-            self._note(policy, verdict.objectives, verdict.violation)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the whole state as JSON values."""
-        return {
-            "n_asks": self._n_asks,
-            "n_suggested": self._n_suggested,
-            "pending": [[number, policy.to_json()] for number, policy in sorted(self._pending.items())],
-            # JSON has no infinity: a policy without a result is written without a score
-            "scores": [
-                [policy.to_json(), None if math.isinf(score[1]) else list(score)]
-                for policy, score in self._scores.items()
-            ],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a state that `state_dict` returned."""
-        self._n_asks, self._n_suggested = state["n_asks"], state["n_suggested"]
-        self._pending = {number: Policy.from_json(policy) for number, policy in state["pending"]}
-        self._scores = {
-            Policy.from_json(policy): (math.inf, math.inf) if score is None else (score[0], score[1])
-            for policy, score in state["scores"]
-        }
-
-    def _note(self, policy: Policy, objectives: tuple[float, ...] | None, violation: float) -> None:
-        self._scores[policy] = (math.inf, math.inf) if objectives is None else (min(violation, 1e9), objectives[0])
-
-    def _ranked(self) -> list[Policy]:
-        """Returns the policies with a result, the best first; the policy's id breaks ties, not the order of telling."""
-        known = [policy for policy, score in self._scores.items() if math.isfinite(score[1])]
-        return sorted(known, key=lambda policy: (*self._scores[policy], policy.id))
-
-    def _propose(self, parents: list[np.ndarray], rng: np.random.Generator) -> Policy:
-        for _ in range(_N_PROPOSALS):
-            policy = self._move(parents, rng) if parents else self._space.sample(rng)
-            if policy not in self._scores:
-                return policy
-        unseen = find_unseen(self._space, self._scores.keys(), sorted(self._scores, key=lambda policy: policy.id))
-        return unseen or self._space.sample(rng)
-
-    def _move(self, parents: list[np.ndarray], rng: np.random.Generator) -> Policy:
-        vector = _pick(parents, rng).copy()
-        kind = rng.random()
+    def breed(self) -> np.ndarray:
+        """Returns the (n_dimensions,) vector of a child."""
+        parent, kind = self._win(), self._rng.random()
         if kind < _ROLE_SHARE:
-            role = self._roles[rng.integers(len(self._roles))]
-            sizes = [list(self._space.dimensions.values())[i] for i in role]
-            vector[role] = int(rng.integers(min(sizes)))
-        elif kind < _ROLE_SHARE + _FEW_SHARE:
-            sizes = list(self._space.dimensions.values())
-            free = [i for i, size in enumerate(sizes) if size > 1]
-            for i in rng.choice(free, size=min(int(rng.integers(1, 4)), len(free)), replace=False):
-                vector[i] = (vector[i] + rng.integers(1, sizes[i])) % sizes[i]
-        else:
-            other = _pick(parents, rng)
-            vector = np.where(rng.random(len(vector)) < 0.5, vector, other)
-        return self._space.decode(vector)
+            return self._change_role(parent)
+        if kind < _ROLE_SHARE + _FEW_SHARE:
+            return self._change_few(parent)
+        if kind < _ROLE_SHARE + _FEW_SHARE + _EXCHANGE_SHARE:
+            prices = self._prices(tuple(parent[len(self._space.groups) :].tolist()))
+            child = _exchange(self._space, parent, prices, self._rng)
+            return self._change_few(parent) if child is None else child
+        mixed: np.ndarray = np.where(self._rng.random(len(parent)) < 0.5, parent, self._win())
+        return mixed
+
+    def _win(self) -> np.ndarray:
+        size = min(_TOURNAMENT, len(self._population))
+        drawn = self._rng.choice(len(self._population), size=size, replace=False)
+        rivals = (self._population[i] for i in drawn)
+        winner: Result = min(rivals, key=lambda result: (*result.merit, result.policy.id))
+        return winner.vector
+
+    def _change_role(self, parent: np.ndarray) -> np.ndarray:
+        sizes = list(self._space.dimensions.values())
+        role = self._roles[self._rng.integers(len(self._roles))]
+        child = parent.copy()
+        child[role] = int(self._rng.integers(sizes[role[0]]))
+        return child
+
+    def _change_few(self, parent: np.ndarray) -> np.ndarray:
+        sizes = list(self._space.dimensions.values())
+        free = [i for i, size in enumerate(sizes) if size > 1]
+        child = parent.copy()
+        for i in self._rng.choice(free, size=min(int(self._rng.integers(1, 4)), len(free)), replace=False):
+            child[i] = (child[i] + self._rng.integers(1, sizes[i])) % sizes[i]
+        return child
 
 
-def _find_roles(space: Space) -> list[list[int]]:
-    """Returns the positions in the vector that belong together: names equal but for numbers, equal options."""
-    roles: dict[tuple[object, ...], list[int]] = {}
-    options = [*space.options, *[()] * (len(space.dimensions) - len(space.groups))]
-    for position, ((name, size), offered) in enumerate(zip(space.dimensions.items(), options, strict=True)):
-        if size > 1:
-            roles.setdefault((re.sub(r"\d+", "*", name), offered), []).append(position)
-    return list(roles.values()) or [[0]]
-
-
-def _pick(parents: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    rank = 0
-    while rank + 1 < len(parents) and rng.random() < _PASS_OVER:
-        rank += 1
-    return parents[rank]
+def _exchange(space: Space, parent: np.ndarray, prices: Prices, rng: np.random.Generator) -> np.ndarray | None:
+    """Relaxes one group and tightens another; returns None where the prices know no such pair within the budget."""
+    singles = single_changes(space, parent)
+    if not len(singles) or not prices.bounds:
+        return None
+    change = prices.load(singles) - prices.load(parent[None])[0]
+    relaxed, tightened = singles[change < 0.0], singles[change > 0.0]
+    if not len(relaxed) or not len(tightened):
+        return None
+    first = relaxed[rng.integers(len(relaxed), size=_N_EXCHANGES)]
+    second = tightened[rng.integers(len(tightened), size=_N_EXCHANGES)]
+    children = np.where(second != parent, second, first)
+    is_pair = (children != parent).sum(axis=1) == 2
+    allowed = max(0.0, float(prices.excess(parent[None])[0]))
+    children = children[is_pair & (prices.excess(children) <= allowed)]
+    if not len(children):
+        return None
+    best: np.ndarray = children[np.argmin(prices.value(children))]
+    return best

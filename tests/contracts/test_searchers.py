@@ -7,13 +7,32 @@ import numpy as np
 import pytest
 from trimtab.core.errors import SpecError
 from trimtab.search.searcher import Verdict
-from trimtab.search.searcher_contract import SEARCHER_CHECKS, check_learns_from_what_was_injected, run_synthetic
-from trimtab.search.searchers.evolution_searcher import EvolutionSearcher
-from trimtab.search.searchers.optuna_searcher import build_gp, build_nsga2, build_tpe
+from trimtab.search.searcher_contract import (
+    SEARCHER_CHECKS,
+    check_goes_on_from_given_starts,
+    check_is_deterministic,
+    check_learns_from_what_was_injected,
+    check_uses_knowledge,
+    run_synthetic,
+)
+from trimtab.search.searchers.cmaes_searcher import build_cmaes
+from trimtab.search.searchers.evolution_searcher import build_evolution
+from trimtab.search.searchers.greedy_searcher import build_greedy
+from trimtab.search.searchers.optuna_searcher import build_gp, build_nsga2, build_nsga3, build_tpe
+from trimtab.search.searchers.policy_gradient_searcher import build_policy_gradient
 from trimtab.search.searchers.random_searcher import RandomSearcher
-from trimtab.search.testing import policy_of, small_problem, small_space, synthetic_problem
+from trimtab.search.testing import fake_measurement, informed_problem, small_problem, with_truth
 
-MODEL_BASED = {"evolution": EvolutionSearcher, "tpe": build_tpe, "nsga2": build_nsga2, "gp": build_gp}
+#: these know what to do with knowledge
+INFORMED = {"evolution": build_evolution, "policy_gradient": build_policy_gradient, "greedy": build_greedy}
+MODEL_BASED = {
+    "tpe": build_tpe,
+    "nsga2": build_nsga2,
+    "nsga3": build_nsga3,
+    "gp": build_gp,
+    "cmaes": build_cmaes,
+    **INFORMED,
+}
 FACTORIES = {"random": RandomSearcher, **MODEL_BASED}
 
 
@@ -30,6 +49,34 @@ def test_model_based_searcher_learns_from_injected_results(name):
     if name == "gp":
         pytest.importorskip("torch")
     check_learns_from_what_was_injected(MODEL_BASED[name])
+
+
+@pytest.mark.parametrize("name", ["nsga2", "nsga3", "cmaes", "evolution"])
+def test_searcher_goes_on_from_given_starts(name):
+    check_goes_on_from_given_starts(FACTORIES[name])
+
+
+@pytest.mark.parametrize("check", SEARCHER_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("name", ["cmaes", *INFORMED])
+def test_informed_searcher_keeps_the_contract(name, check):
+    if name == "greedy" and check is check_is_deterministic:
+        pytest.skip("with knowledge nothing is left to the seed")
+    check(lambda problem, *, seed: FACTORIES[name](with_truth(problem), seed=seed))
+
+
+@pytest.mark.parametrize("name", INFORMED)
+def test_searcher_uses_knowledge(name):
+    check_uses_knowledge(INFORMED[name])
+
+
+def test_informed_greedy_finds_the_optimum_in_a_dozen_trials():
+    problem = informed_problem(n_groups=6, n_options=4)
+    # every one of the 4,096 policies
+    vectors = itertools.product(range(4), repeat=6)
+    measured = [fake_measurement(problem.space, problem.space.decode([*v, *[0] * 8])) for v in vectors]
+    kept = [m.latency.median_s for m in measured if problem.budget.violation(m) == 0.0]
+    found_s = run_synthetic(build_greedy(problem, seed=0), problem.space, n_trials=12)
+    assert found_s == pytest.approx(min(kept))
 
 
 # The lowest latency within the budget, 8 groups of 5 options (390,625 policies), medians over seeds 0…9 measured when
@@ -58,16 +105,6 @@ def test_gp_without_torch_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(SpecError, match=r"pip install 'trimtab\[gp\]'"):
         build_gp(small_problem(), seed=0)
-
-
-def test_nsga2_takes_injected_policies_as_parents():
-    space = small_space(n_groups=12)
-    searcher = build_nsga2(synthetic_problem(space), seed=0)
-    best = policy_of(space, [1] * 12)
-    for i, policy in enumerate([best, *itertools.islice(space.neighbours(best), 15)]):
-        searcher.inject(policy, Verdict(0, (float(i), float(i), float(i)), 0.0))
-    n_shared = [sum(best[group.name] == s.policy[group.name] for group in space.groups) for s in searcher.ask(4)]
-    assert min(n_shared) >= 8  # random policies share 3 of 12 on average
 
 
 def test_searcher_makes_no_sound(capfd, recwarn):
