@@ -66,8 +66,12 @@ def _neighbours(cost: AdditiveCost) -> list[set[int]]:
 
 
 def least_each(cost: AdditiveCost, graph: Sequence[int]) -> np.ndarray:
-    """Returns the vector of the options that are cheapest each by itself."""
-    return np.array([*(int(np.argmin(costs)) for costs in cost.unary), *graph], int)
+    """Returns the vector of the options that can be cheapest, if all others are what suits each best."""
+    hopes = [costs.copy() for costs in cost.unary]
+    for edge, table in cost.edges.items():
+        for axis, group in enumerate(edge):
+            hopes[group] += table.min(axis=tuple(other for other in range(len(edge)) if other != axis))
+    return np.array([*(int(np.argmin(costs)) for costs in hopes), *graph], int)
 
 
 def find_cheapest(cost: AdditiveCost, starts: Sequence[np.ndarray]) -> np.ndarray:

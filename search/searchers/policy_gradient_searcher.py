@@ -174,7 +174,7 @@ def _add_prices(problem: Problem, walk: np.ndarray, values: np.ndarray) -> None:
         if problem.knowledge.influence:
             influence = problem.knowledge.influence[position]
             values[step, : len(influence), 1] = influence
-    values[:, :, :2] /= np.maximum(np.abs(values[:, :, :2]).max(axis=(0, 1)), 1e-300)
+    values[:, :, :2] /= np.maximum(np.abs(values[:, :, :2]).max(axis=(0, 1), initial=0.0), 1e-300)
 
 
 def _softmax(logits: np.ndarray, mask: np.ndarray) -> np.ndarray:
