@@ -43,6 +43,12 @@ class AdditiveCost:
         """The number of options of each group."""
         return tuple(len(costs) for costs in self.unary)
 
+    @cached_property
+    def magnitude(self) -> float:
+        """The sum of the largest magnitudes of all parts: what rounding errors are relative to."""
+        parts = [*self.unary, *self.edges.values()]
+        return abs(self.constant) + float(sum(np.abs(part).max() for part in parts))
+
     def value(self, vectors: np.ndarray) -> np.ndarray:
         """Returns (n,) float64 costs.
 

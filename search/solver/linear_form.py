@@ -11,10 +11,9 @@ from scipy.sparse import csc_array
 
 from .interactions import Interaction, SplitCosts, split_costs
 from .program import Program
-from .reduction import magnitude
 
-#: largest coefficient of a bound's row and span of the objective. HiGHS allows absolute errors of 10⁻⁶ and 10⁻⁷, so
-#: a bound is broken, or an objective missed, by no more than 10⁻⁹ of these
+#: largest coefficient of the objective. HiGHS stops at an absolute difference of 10⁻⁶; rows have 1 as their largest
+#: coefficient, and may be broken by 10⁻⁶
 SPAN = 1000.0
 #: the values of a cost, added up in another order, differ by less than this times its magnitude
 _ROUNDING = 1e-14
@@ -89,7 +88,7 @@ def linearise(program: Program) -> LinearForm:
     starts = np.cumsum([0, *program.sizes])
     blocks = _block_starts(split.interactions, int(starts[-1]))
     n_columns = blocks[-1] + 2
-    magnitudes = np.array([magnitude(cost) for cost in costs])
+    magnitudes = np.array([cost.magnitude for cost in costs])
     table = _coefficients(split, blocks, n_columns)
     table[np.abs(table) <= _ROUNDING * magnitudes[:, None]] = 0.0  # no difference that float64 sums could show
     rows = _Rows()
@@ -98,7 +97,7 @@ def linearise(program: Program) -> LinearForm:
         _add_marginals(rows, interaction, start, starts)
     n_objectives = len(program.objective)
     for row, constant, (cost, limit) in zip(table[n_objectives:], split.constants[n_objectives:], bounded, strict=True):
-        _add_limit(rows, row, limit - constant + _ROUNDING * (magnitude(cost) + abs(limit)))
+        _add_limit(rows, row, limit - constant + _ROUNDING * (cost.magnitude + abs(limit)))
     sides = np.zeros(n_columns), np.ones(n_columns)
     objective, scale = _add_objective(rows, table[:n_objectives], split.constants[:n_objectives], sides)
     return LinearForm(
@@ -145,7 +144,7 @@ def _add_marginals(rows: _Rows, interaction: Interaction, start: int, starts: np
 
 def _add_limit(rows: _Rows, coefficients: np.ndarray, room: float) -> None:
     columns = np.flatnonzero(coefficients)
-    factor = SPAN / (np.abs(coefficients).max() or 1.0)
+    factor = 1.0 / (np.abs(coefficients).max() or 1.0)
     rows.add(columns, factor * coefficients[columns], (-np.inf, factor * room))
 
 
@@ -153,18 +152,19 @@ def _add_objective(
     rows: _Rows, table: np.ndarray, constants: np.ndarray, sides: tuple[np.ndarray, np.ndarray]
 ) -> tuple[np.ndarray, float]:
     """Sets the last two columns; returns the objective and its scale."""
-    scale = float(np.abs(table).max(initial=0.0)) / SPAN or 1.0
+    span = float(np.abs(table).max(initial=0.0)) or 1.0
+    scale = span / SPAN
     objective = np.zeros(table.shape[1])
     objective[-1] = constants[0] / scale
     sides[0][-1] = 1.0
     sides[1][-2] = 0.0
     if len(table) == 1:
         return objective + table[0] / scale, scale
-    objective[-2] = 1.0
-    sides[0][-2] = (np.minimum(table, 0.0).sum(axis=1) + constants - constants[0]).max() / scale
+    objective[-2] = SPAN
+    sides[0][-2] = (np.minimum(table, 0.0).sum(axis=1) + constants - constants[0]).max() / span
     sides[1][-2] = np.inf
-    for coefficients, constant in zip(table / scale, constants, strict=True):
+    for coefficients, constant in zip(table / span, constants, strict=True):
         columns = np.flatnonzero(coefficients)
         values = np.append(coefficients[columns], -1.0)
-        rows.add(np.append(columns, table.shape[1] - 2), values, (-np.inf, (constants[0] - constant) / scale))
+        rows.add(np.append(columns, table.shape[1] - 2), values, (-np.inf, (constants[0] - constant) / span))
     return objective, scale

@@ -60,13 +60,13 @@ def stranded_vectors(program: Program, reduction: Reduction) -> np.ndarray:
     excluded: its successor is an excluded vector from which it differs by one removal. So it is enough to look at
     every excluded vector with one removal undone.
     """
-    found = [
+    found = {
         (*vector[: removal.group], removal.option, *vector[removal.group + 1 :])
         for vector in program.excluded
         for removal in reduction.removals
         if vector[removal.group] == removal.better
-    ]
-    vectors = np.array(sorted(set(found)), int).reshape(-1, len(program.sizes))
+    }
+    vectors = np.array(sorted(found), int).reshape(len(found), len(program.sizes))
     stranded: np.ndarray = vectors[program.permits(vectors)]
     return stranded
 
@@ -84,7 +84,7 @@ class _Costs:
             for edge, table in sorted(cost.edges.items()):
                 for group in edge:
                     self._edges[group].append((index, edge, table))
-        self._scales = np.array([magnitude(cost) for cost in self._costs])  # (n_costs,)
+        self._scales = np.array([cost.magnitude for cost in self._costs])  # (n_costs,)
 
     def drop_unreachable(self, bounds: Sequence[Bound], kept: list[np.ndarray]) -> bool:
         """Keeps the options with which no bound is certainly broken; False when a group has none."""
@@ -92,9 +92,10 @@ class _Costs:
         n_before = -1
         while (n_now := sum(map(len, kept))) != n_before:
             n_before = n_now
-            for cost, limit in limited:
-                margin = _ROUNDING * magnitude(cost)
-                for group, least in enumerate(_least_values(cost, kept)):
+            for whole, limit in limited:
+                cost = whole.restrict(kept)
+                margin = _ROUNDING * cost.magnitude
+                for group, least in enumerate(_least_values(cost)):
                     kept[group] = kept[group][least <= limit + margin]
                 if not all(map(len, kept)):
                     return False
@@ -150,23 +151,15 @@ class _Costs:
         return dominates
 
 
-def magnitude(cost: AdditiveCost) -> float:
-    """Returns the sum of the largest magnitudes of all parts: what rounding errors are relative to."""
-    parts = [*cost.unary, *cost.edges.values()]
-    return abs(cost.constant) + float(sum(np.abs(part).max() for part in parts))
-
-
-def _least_values(cost: AdditiveCost, kept: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Returns, per group, (n_kept,) float64: a lower bound of the cost of all vectors that take the option."""
-    unary = [costs[options] for costs, options in zip(cost.unary, kept, strict=True)]
-    gains = [costs - costs.min() for costs in unary]
-    total = cost.constant + sum(float(costs.min()) for costs in unary)
+def _least_values(cost: AdditiveCost) -> list[np.ndarray]:
+    """Returns, per group, (n_options,) float64: a lower bound of the cost of all vectors that take the option."""
+    gains = [costs - costs.min() for costs in cost.unary]
+    total = cost.constant + sum(float(costs.min()) for costs in cost.unary)
     for edge, table in cost.edges.items():
-        part = table[np.ix_(*(kept[group] for group in edge))]
-        total += float(part.min())
+        total += float(table.min())
         for axis, group in enumerate(edge):
-            others = tuple(other for other in range(part.ndim) if other != axis)
-            gains[group] = gains[group] + part.min(axis=others) - part.min()
+            others = tuple(other for other in range(table.ndim) if other != axis)
+            gains[group] = gains[group] + table.min(axis=others) - table.min()
     return [total + gain for gain in gains]
 
 

@@ -49,7 +49,7 @@ class Solution:
     value: float | None = None
     #: name of a bound → the largest of its costs for the vector; bounds with an infinite limit too
     bound_values: dict[str, float] = field(default_factory=dict)
-    #: no permitted vector has a smaller objective, up to HiGHS's tolerances (10⁻⁹ of the largest difference that one
+    #: no permitted vector has a smaller objective, up to HiGHS's tolerances (10⁻⁶ of the largest difference that one
     #: group makes); None when nothing is proven
     lower_bound: float | None = None
     #: nodes that HiGHS solved

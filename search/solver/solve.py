@@ -10,14 +10,14 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from .linear_form import SPAN, LinearForm, linearise
 from .program import Program
-from .reduction import magnitude, reduce_program, stranded_vectors
+from .reduction import reduce_program, stranded_vectors
 from .solution import Limits, Outcome, Solution
 
 #: vectors just above a limit, within HiGHS's tolerance, that are excluded one by one; then the limits are tightened
 _N_SINGLE_REPAIRS = 8
-_N_REPAIRS = 30
-#: relative to the largest coefficient of the objective: what HiGHS cannot tell apart
-_TOLERANCE = 2e-9
+_N_REPAIRS = 20
+#: relative to the largest coefficient of a row: what HiGHS cannot tell apart
+_TOLERANCE = 1e-6
 #: relative to the magnitude of the objective: what float64 sums in another order cannot tell apart
 _ROUNDING = 1e-13
 
@@ -41,7 +41,7 @@ def solve(program: Program, limits: Limits | None = None) -> Solution:
     vector = min(candidates, key=program.value)
     value = program.value(vector)
     lower = min(found.lower, value)
-    unsure = _TOLERANCE * found.span + _ROUNDING * max(map(magnitude, program.objective))
+    unsure = _TOLERANCE * found.span + _ROUNDING * max(cost.magnitude for cost in program.objective)
     slack = max(limits.relative_gap * abs(value), unsure)
     return Solution(
         Outcome.OPTIMAL if value - lower <= slack else Outcome.GAP,
@@ -73,10 +73,10 @@ def _without_vector(found: _Found) -> Solution:
 
 
 def _search(program: Program, limits: Limits) -> _Found:
-    """Solves until the vector keeps the limits exactly: HiGHS takes what is above by a billionth for within.
+    """Solves until the vector keeps the limits exactly: HiGHS takes what is above by a millionth for within.
 
-    Such a vector is excluded by itself, which costs no other; where many of them lie there, the limits are tightened
-    by what they are missed by. The lower bound is then that of the limits as they were.
+    Such a vector is excluded by itself, which costs no other; where many of them lie there, the limits are tightened.
+    The lower bound is then that of the limits as they were.
     """
     deadline_s = math.inf if limits.time_limit_s is None else time.monotonic() + limits.time_limit_s
     asked, lower, n_nodes, span = program, -math.inf, 0, 0.0
@@ -94,11 +94,14 @@ def _search(program: Program, limits: Limits) -> _Found:
 
 
 def _tighten(asked: Program, program: Program, vector: tuple[int, ...]) -> Program:
-    """Lowers the limits that a vector breaks by twice its excess."""
+    """Lowers the limits that a vector breaks by more than HiGHS tolerates, and by more each time."""
     bounds = []
     for bound, original in zip(asked.bounds, program.bounds, strict=True):
-        excess = original.value(vector) - original.limit
-        bounds.append(replace(bound, limit=bound.limit - 2 * excess) if excess > 0 else bound)
+        if original.value(vector) <= original.limit:
+            bounds.append(bound)
+            continue
+        step = 2.0 * _TOLERANCE * max(cost.magnitude for cost in bound.costs)
+        bounds.append(replace(bound, limit=bound.limit - max(step, original.limit - bound.limit)))
     return replace(asked, bounds=tuple(bounds))
 
 

@@ -18,8 +18,9 @@ UNITS = (1.0, 1e-3, 1e6, 3e-7)
 
 
 def draw_cost(rng, sizes, edges, unit):
-    """Whole numbers of units, so that ties are frequent; some tables additive, some without a part of all three."""
-    unary = tuple(unit * rng.integers(-4, 9, size) for size in sizes)
+    """Mostly whole numbers of units, so that ties are frequent; some tables are additive, or pairs in disguise."""
+    noise = rng.choice([0.0, 0.0, 1.0])
+    unary = tuple(unit * (rng.integers(-4, 9, size) + noise * rng.normal(size=size)) for size in sizes)
     tables = {edge: unit * draw_table(rng, [sizes[group] for group in edge]) for edge in edges if rng.random() < 0.8}
     return AdditiveCost(unit * float(rng.integers(-5, 20)), unary, tables)
 
@@ -93,9 +94,9 @@ def brute_permitted(program, vectors, *, without=()):
     return vectors[kept]
 
 
-def close(a, b, costs):
+def close(a, b, costs, tolerance=1e-9):
     scale = max(np.abs(part).max() for cost in costs for part in (*cost.unary, *cost.edges.values()))
-    return abs(a - b) <= 1e-9 * (scale + abs(b))
+    return abs(a - b) <= tolerance * (scale + abs(b))
 
 
 @settings(max_examples=300)
@@ -112,7 +113,8 @@ def test_the_answer_is_the_best_vector_of_all(seed):
     best = brute_values(program.objective, permitted).min()
     assert close(solution.value, best, program.objective)
     assert solution.lower_bound <= solution.value
-    assert close(solution.lower_bound, best, program.objective)
+    # HiGHS may break rows by 1e-6 of their largest coefficient
+    assert close(solution.lower_bound, best, program.objective, tolerance=1e-6)
     own = {bound.name: brute_values(bound.costs, [solution.vector])[0] for bound in program.bounds}
     assert solution.bound_values == own
 
