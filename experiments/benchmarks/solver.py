@@ -160,7 +160,8 @@ def _draw_table(rng: np.random.Generator, dtypes: np.ndarray) -> np.ndarray:
     is_same = (indices == indices[0]).all(axis=0)
     shares = np.where(is_same, -rng.uniform(0.0, 0.3, is_same.shape), rng.uniform(0.1, 1.0, is_same.shape))
     shares[(0,) * len(dtypes)] = 0.0
-    return shares[np.ix_(*dtypes)]
+    table: np.ndarray = shares[np.ix_(*dtypes)]
+    return table
 
 
 def _draw_peak(rng: np.random.Generator, size: np.ndarray) -> Bound:

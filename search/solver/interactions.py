@@ -19,6 +19,10 @@ class Interaction:
     """The costs of an edge that no sum over its groups can express, by classes of options.
 
     Options of a group whose interaction is the same in every cost and with every neighbour share a class.
+
+    >>> cost = AdditiveCost(0.0, (np.zeros(3), np.zeros(2)), {(0, 1): np.array([[0.0, 1.0], [5.0, 6.0], [2.0, 0.0]])})
+    >>> split_costs([cost]).interactions[0].shape
+    (2, 2)
     """
 
     edge: tuple[int, ...]
@@ -35,7 +39,13 @@ class Interaction:
 
 @dataclass(frozen=True)
 class SplitCosts:
-    """Costs as constants, groups' own costs and true interactions: the same costs, written otherwise."""
+    """Costs as constants, groups' own costs and true interactions: the same costs, written otherwise.
+
+    >>> cost = AdditiveCost(1.0, (np.zeros(2), np.zeros(2)), {(0, 1): np.array([[2.0, 3.0], [4.0, 5.0]])})
+    >>> split = split_costs([cost])
+    >>> split.constants.tolist(), [costs.tolist() for costs in split.unary], split.interactions
+    ([3.0], [[[0.0, 2.0]], [[0.0, 1.0]]], ())
+    """
 
     #: (n_costs,) float64
     constants: np.ndarray

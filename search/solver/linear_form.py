@@ -27,6 +27,11 @@ class LinearForm:
     meet on an edge, tied to the former by their marginals (the local marginal polytope, tight where the edges form a
     tree: Wainwright and Jordan 2008, Graphical Models, Exponential Families, and Variational Inference, § 4.1). The
     last two are the excess of a peak over the constant, and the constant.
+
+    >>> from trimtab.search.solver.additive_cost import AdditiveCost
+    >>> form = linearise(Program((AdditiveCost(0.0, (np.array([2.0, 1.0]),)),)))
+    >>> form.read(np.array([0.0, 1.0, 0.0, 1.0]))
+    (1,)
     """
 
     sizes: tuple[int, ...]

@@ -14,7 +14,11 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Removal:
-    """An option of a group that went because ``better`` is at least as good in every cost, whatever the others do."""
+    """An option of a group that went because ``better`` is at least as good in every cost, whatever the others do.
+
+    >>> reduce_program(Program((AdditiveCost(0.0, (np.array([2.0, 1.0]),)),))).removals
+    (Removal(group=0, option=0, better=1),)
+    """
 
     group: int
     option: int
@@ -23,7 +27,12 @@ class Removal:
 
 @dataclass(frozen=True)
 class Reduction:
-    """A program over fewer options, and the way back."""
+    """A program over fewer options, and the way back.
+
+    >>> reduction = reduce_program(Program((AdditiveCost(0.0, (np.array([2.0, 1.0]), np.array([0.0, 3.0]))),)))
+    >>> [options.tolist() for options in reduction.kept], reduction.restore((0, 0))
+    ([[1], [0]], (1, 0))
+    """
 
     #: the same program over the kept options, renumbered
     program: Program
