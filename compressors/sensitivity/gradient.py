@@ -135,8 +135,9 @@ class GradientMeter:
                     change += _project(treated, segment, sample)
             except (PolicyError, ModelError, DataError) as error:
                 return str(error)
-        errors = [sample.weight * float((change**2).sum()) for change, sample in zip(changes, seen, strict=True)]
-        return float(np.mean(errors))
+        with np.errstate(all="ignore"):
+            errors = [sample.weight * np.square(change).sum() for change, sample in zip(changes, seen, strict=True)]
+            return float(np.mean(errors))
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ def _values_of(segments: Iterable[Segment]) -> list[str]:
 
 def _project(treated: np.ndarray, segment: Segment, sample: _Seen) -> np.ndarray:
     """Returns (n_directions,) float64: g·Δy of one use of a layer."""
-    change = (treated - sample.values[segment.output]).ravel()
-    products = [np.dot(gradients[segment.output].ravel(), change) for gradients in sample.gradients]
+    with np.errstate(all="ignore"):  # what is not finite is the caller's to judge
+        change = (treated - sample.values[segment.output]).ravel()
+        products = [np.dot(gradients[segment.output].ravel(), change) for gradients in sample.gradients]
     return np.array(products, np.float64)

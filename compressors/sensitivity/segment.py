@@ -81,7 +81,11 @@ def cut_segment(segment: Segment, example: Mapping[str, np.ndarray], model: ir.M
     for node in segment.nodes:
         nodes.append(_copy(node, twins))
         twins.update(zip(node.outputs, nodes[-1].outputs, strict=True))
-    output = next(twin for value, twin in twins.items() if value.name == segment.output)
+    value, output = next((value, twin) for value, twin in twins.items() if value.name == segment.output)
+    if not value.is_graph_output():  # outputs of a graph stay exact, and this one may be quantised
+        nodes.append(ir.node("Identity", [output], name=f"{segment.output}/identity"))
+        output = nodes[-1].outputs[0]
+        output.name, output.shape, output.type = f"{segment.output}/segment", value.shape, value.type
     constants = [twin for twin in twins.values() if twin.const_value is not None]
     graph = ir.Graph(
         inputs, [output], nodes=nodes, initializers=constants, opset_imports=dict(model.graph.opset_imports),

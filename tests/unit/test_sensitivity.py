@@ -8,6 +8,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import spearmanr
 from torch import nn
+from trimtab.compressors.graph import run_with_outputs
 from trimtab.compressors.onnx_stage import OnnxStage
 from trimtab.compressors.pipeline import Pipeline
 from trimtab.compressors.prepared import one_by_one, prepare_model
@@ -19,17 +20,21 @@ from trimtab.compressors.source import load_source
 from trimtab.compressors.testing import random_inputs, run_artifact
 from trimtab.core.errors import MeasurementError, ModelError
 from trimtab.evaluators.torch_gradients import OutputGradients
-from trimtab.hw_profiles.target import OPTION_KINDS, TECHNIQUE_KINDS
+from trimtab.experiments import datasets, zoo
+from trimtab.hw_profiles.target import OPTION_KINDS, TECHNIQUE_KINDS, Capabilities
 from trimtab.spaces.options import combine, parse_option
 from trimtab.spaces.policy import GraphTreatment
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS
 
 N_SAMPLES = 6
-#: errors below this are small; the gradient then is right within this factor
-SMALL, FACTOR = 1e-3, 3.0
+#: errors below this are small; the gradient then is right within this factor (1.05 was seen on ResNet-8)
+SMALL, FACTOR = 1e-3, 2.0
 OPTIONS = (
     "quantize int8", "quantize int8_dynamic", "quantize int4_weight", "cluster 5 group sensitivity",
     "binarize ternary activations", "sparsify 2:4 wanda", "low_rank 0.5", "low_rank 0.6 + quantize int8",
+)  # fmt: skip
+TRAINED_OPTIONS = (
+    "quantize int8", "quantize int4_weight", "low_rank 0.5", "cluster 4", "binarize ternary",
 )  # fmt: skip
 LAYERS = {
     "cnn": ("left.0", "right.0", "depthwise.0", "point", "fc"),
@@ -143,11 +148,11 @@ def run_singly(artifact, samples):
     ]
 
 
-def compare(name, prepared, scheme):
+def compare(prepared, scheme, *, names=None, texts=OPTIONS):
     """Scores and divergences, both (n,), of every option on every layer that can take it."""
     samples = {key: array[:N_SAMPLES] for key, array in prepared.calibration.items()}
-    layers = [layer for layer in prepared.layers if layer.name in LAYERS[name]]
-    wanted = [((layer.name,), [parse(text) for text in OPTIONS if suits(text, layer)]) for layer in layers]
+    layers = [layer for layer in prepared.layers if names is None or layer.name in names]
+    wanted = [((layer.name,), [parse(text) for text in texts if suits(text, layer)]) for layer in layers]
     scores = list(make_meter(prepared, scheme, samples).measure(wanted))
     pipeline = Pipeline(prepared, scheme)
     reference = run_singly(pipeline.build({}, GraphTreatment()), samples)
@@ -165,12 +170,25 @@ def compare(name, prepared, scheme):
 @pytest.mark.parametrize("name", ["cnn", "transformer"])
 def test_scores_are_what_artifacts_do_to_the_output(name, sources, scheme):
     prepared = prepare_model(sources[name], random_inputs(name, 8))
-    scores, divergences = compare(name, prepared, scheme)
+    scores, divergences = compare(prepared, scheme, names=LAYERS[name])
     assert len(scores) >= 30
     assert spearmanr(scores, divergences)[0] > 0.95
     ratios = (scores / divergences)[divergences < SMALL]
     assert 0.9 < np.median(ratios) < 1.1
     assert (np.maximum(ratios, 1 / ratios) < FACTOR).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_trained_scores_rank_as_artifacts_do():
+    """ResNet-8 on digits: one option of each technique on every layer."""
+    digits = datasets.digits().calibration
+    prepared = prepare_model(load_source(zoo.resnet8), {name: array[:64] for name, array in digits.inputs.items()})
+    every = {option: frozenset(kinds) for option, kinds in OPTION_KINDS.items()}
+    scores, divergences = compare(prepared, Capabilities(every), texts=TRAINED_OPTIONS)
+    assert len(scores) >= 40
+    assert spearmanr(scores, divergences)[0] > 0.9  # 0.99 was seen
+    ratios = (scores / divergences)[divergences < SMALL]
+    assert (np.maximum(ratios, 1 / ratios) < FACTOR).all()
 
 
 def test_little_memory_changes_nothing(prepared, scheme):
@@ -185,6 +203,17 @@ def test_what_cannot_be_written_says_why(prepared, scheme):
     meter = make_meter(prepared["cnn"], scheme, samples)
     ((found,),) = meter.measure([(("depthwise.0",), [parse("low_rank 0.5")])])
     assert "depthwise.0: low rank exists for convolutions of one group" in found
+
+
+def test_what_leaves_a_segment_is_quantised_as_in_the_whole_graph(prepared, scheme):
+    """The layer's own output has 256 values at most; in a graph of its own it would be the exact output."""
+    writer = SegmentWriter(OnnxStage(prepared["cnn"], scheme), GraphTreatment())
+    (segment,) = find_segments(writer.base.model.graph)["left.0"]
+    feeds = [{segment.inputs[0]: np.random.default_rng(0).random((1, 8, 16, 16)).astype(np.float32)}]
+    model = writer.write(segment, QUANTIZE_OPTIONS["int8"], feeds)
+    ((found,),) = run_with_outputs(model, [str(model.graph.outputs[0].name)], feeds)
+    assert found.size == 2048
+    assert len(np.unique(found)) <= 256
 
 
 def test_a_segment_ends_behind_bias_and_relu(bases):
