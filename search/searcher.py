@@ -76,19 +76,9 @@ SEARCHERS: Registry[Searcher] = Registry(
         "evolution": "trimtab.search.searchers.evolution_searcher:build_evolution",
         "policy_gradient": "trimtab.search.searchers.policy_gradient_searcher:build_policy_gradient",
         "greedy": "trimtab.search.searchers.greedy_searcher:build_greedy",
-        "auto": "trimtab.search.searcher:build_auto",
+        "auto": "trimtab.search.searchers.auto_searcher:AutoSearcher",
     },
 )
-
-
-#: up to as many choices TPE learns what each of them does within the usual number of trials
-_MAX_TPE_CHOICES = 16
-
-
-def build_auto(problem: Problem, *, seed: int) -> Searcher:
-    """Picks the algorithm by the size of the space: TPE for few choices, evolution around the best for many."""
-    n_choices = sum(size > 1 for size in problem.space.dimensions.values())
-    return build_searcher("tpe" if n_choices <= _MAX_TPE_CHOICES else "evolution", problem, seed=seed)
 
 
 def build_searcher(algorithm: str, problem: Problem, *, seed: int) -> Searcher:
