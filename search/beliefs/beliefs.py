@@ -10,6 +10,7 @@ from scipy.special import log_ndtr
 from ...evaluators.measurement import Measurement
 from ..problem import Problem
 from ..solver.additive_cost import AdditiveCost
+from ..solver.program import largest
 from .additive_process import AdditiveProcess, Observations, fit_process
 from .quantity import Quantity, bounded_quantities, failure_quantity, objective_quantity
 
@@ -47,9 +48,10 @@ class Believed:
             deviation = np.sqrt(silent**2 + misfit)
         return known + residual, deviation
 
-    def mean_cost(self, graph: tuple[int, ...]) -> AdditiveCost:
-        """Returns the expected value over the groups, in one setting of the graph-wide choices."""
-        return _sum(self.quantity.prior.mean(graph), self.process.mean_cost(graph, max_pairs=_MAX_PAIRS))
+    def mean_costs(self, graph: tuple[int, ...]) -> tuple[AdditiveCost, ...]:
+        """Returns what is expected over the groups in one setting of the graph-wide choices: the largest of these."""
+        residual = self.process.mean_cost(graph, max_pairs=_MAX_PAIRS)
+        return tuple(_sum(known, residual) for known in self.quantity.prior.mean(graph))
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def _known(quantity: Quantity, vectors: np.ndarray, n_groups: int) -> np.ndarray
     graphs, rows = np.unique(vectors[:, n_groups:], axis=0, return_inverse=True)
     for number, graph in enumerate(graphs):
         mine = np.flatnonzero(rows.ravel() == number)
-        found[mine] = quantity.prior.mean(tuple(map(int, graph))).value(vectors[mine])
+        found[mine] = largest(quantity.prior.mean(tuple(map(int, graph))), vectors[mine])
     return found
 
 

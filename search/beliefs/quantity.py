@@ -11,7 +11,7 @@ from ...spaces.treatment import Treatment
 from ..budget import BOUNDS
 from ..objectives import objective_value
 from ..problem import Problem
-from ..solver.additive_cost import AdditiveCost, zero_cost
+from ..solver.additive_cost import AdditiveCost, scaled, zero_cost
 from .additive_process import Effects
 
 #: objective → the bound of a budget on the same quantity
@@ -39,8 +39,9 @@ INFLUENCE_POWERS = (0.5, 1.0)
 class Prior:
     """What is known of a quantity before any trial."""
 
-    #: entries of the graph-wide choices → the expected value, over the groups
-    mean: Callable[[tuple[int, ...]], AdditiveCost]
+    #: entries of the graph-wide choices → the expected value over the groups: the largest of these, usually one; a peak
+    #: has one for each moment
+    mean: Callable[[tuple[int, ...]], tuple[AdditiveCost, ...]]
     #: alternatives of how large the effects are; the likelihood chooses
     effects: tuple[Effects, ...]
 
@@ -132,7 +133,7 @@ def bounded_quantities(problem: Problem, measurements: Sequence[Measurement]) ->
 
 def failure_quantity(problem: Problem) -> Quantity:
     """Returns whether a policy fails (1.0) or not (0.0): what cannot be built is not to be proposed again and again."""
-    return Quantity("failure", lambda _: 0.0, Prior(_no_cost(problem), (_equal_effects(problem, 0.3),)), 0.5)
+    return Quantity("failure", lambda _: 0.0, Prior(_nothing(problem), (_equal_effects(problem, 0.3),)), 0.5)
 
 
 @dataclass(frozen=True)
@@ -190,27 +191,34 @@ def _scale_of(problem: Problem, bound: str, measurements: Sequence[Measurement])
 
 
 def _prior_of(problem: Problem, bound: str, scale: float) -> Prior:
-    knowledge = problem.knowledge
+    knowledge, nothing = problem.knowledge, _no_cost(problem)
     if bound == "latency_s" and knowledge.latency:
-        nothing = _no_cost(problem)
-        return Prior(lambda graph: knowledge.price(graph) or nothing(graph), (_price_effects(problem),))
+        return Prior(lambda graph: _or_nothing(knowledge.price(graph), nothing), (_price_effects(problem),))
     if bound == "size_bytes" and knowledge.size_bytes is not None:
-        size = _scaled(knowledge.size_bytes, 1.0 / scale)
-        return Prior(lambda _: size, (_effects_like(problem, size.unary, 0.05),))
-    original = _scaled(_no_cost(problem)(()), 1.0)
-    constant = AdditiveCost(1.0, original.unary)
+        size = (scaled(knowledge.size_bytes, 1.0 / scale),)
+        return Prior(lambda _: size, (_effects_like(problem, size[0].unary, 0.05),))
+    if bound == "peak_activation_bytes" and knowledge.activation_bytes:
+        moments = tuple(scaled(cost, 1.0 / scale) for cost in knowledge.activation_bytes)
+        largest = [np.max([np.abs(cost.unary[g] - cost.unary[g][0]) for cost in moments], axis=0)
+                   for g in range(len(problem.space.groups))]  # fmt: skip
+        return Prior(lambda _: moments, (_effects_like(problem, largest, _PRICE_ERROR),))
+    constant = (AdditiveCost(1.0, nothing.unary),)
     return Prior(lambda _: constant, (_equal_effects(problem, _UNKNOWN_EFFECT),))
+
+
+def _or_nothing(cost: AdditiveCost | None, nothing: AdditiveCost) -> tuple[AdditiveCost, ...]:
+    return (nothing if cost is None else cost,)
 
 
 def _prior_of_drop(problem: Problem) -> Prior:
     influence = problem.knowledge.influence
     if not influence:
-        return Prior(_no_cost(problem), (_equal_effects(problem, 0.1),))
+        return Prior(_nothing(problem), (_equal_effects(problem, 0.1),))
     found = tuple(
         _effects_like(problem, [np.minimum(scores, 1.0) ** power for scores in influence], 1.0, weight=0.5)
         for power in INFLUENCE_POWERS
     )
-    return Prior(_no_cost(problem), found)
+    return Prior(_nothing(problem), found)
 
 
 def _price_effects(problem: Problem) -> Effects:
@@ -254,14 +262,10 @@ def _kinds_of(problem: Problem) -> tuple[np.ndarray, ...]:
     )
 
 
-def _no_cost(problem: Problem) -> Callable[[tuple[int, ...]], AdditiveCost]:
-    nothing = zero_cost([len(offered) for offered in problem.space.options])
+def _no_cost(problem: Problem) -> AdditiveCost:
+    return zero_cost([len(offered) for offered in problem.space.options])
+
+
+def _nothing(problem: Problem) -> Callable[[tuple[int, ...]], tuple[AdditiveCost, ...]]:
+    nothing = (_no_cost(problem),)
     return lambda _: nothing
-
-
-def _scaled(cost: AdditiveCost, factor: float) -> AdditiveCost:
-    return AdditiveCost(
-        cost.constant * factor,
-        tuple(costs * factor for costs in cost.unary),
-        {edge: table * factor for edge, table in cost.edges.items()},
-    )

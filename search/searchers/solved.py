@@ -39,7 +39,7 @@ def solve_believed(space: Space, beliefs: Beliefs, starts: np.ndarray, tried: Se
         excluded = tuple(vector[:n_groups] for vector in sorted(tried) if vector[n_groups:] == setting)
         untouched = np.zeros((1, len(space.dimensions)), np.int64)
         typical = _in_setting(starts if len(starts) else untouched, setting, n_groups)
-        objective = (_rounded(beliefs.objective.mean_cost(setting)),)
+        objective = _rounded(beliefs.objective.mean_costs(setting))
         for margin in _MARGINS if _is_bounded(beliefs) else _MARGINS[:1]:
             bounds = tuple(
                 _bound(believed, setting, typical, margin)
@@ -66,9 +66,9 @@ def believed_reach(space: Space, beliefs: Beliefs, starts: np.ndarray) -> dict[s
     readable = {b.quantity.name: b.quantity.readable for b in bounded}
     found: dict[str, float] = {}
     for setting in _settings(space, beliefs, starts):
-        costs = {b.quantity.name: _rounded(b.mean_cost(setting)) for b in bounded}
-        bounds = tuple(Bound(b.quantity.name, (costs[b.quantity.name],), b.quantity.limit) for b in bounded)
-        objective = (_rounded(beliefs.objective.mean_cost(setting)),)
+        costs = {b.quantity.name: _rounded(b.mean_costs(setting)) for b in bounded}
+        bounds = tuple(Bound(b.quantity.name, costs[b.quantity.name], b.quantity.limit) for b in bounded)
+        objective = _rounded(beliefs.objective.mean_costs(setting))
         for name, limit in relaxations(Program(objective, bounds), _LIMITS).limits.items():
             if limit is not None and name != "failure":
                 value = readable[name](limit, 0.0)[0]
@@ -101,13 +101,16 @@ def _is_bounded(beliefs: Beliefs) -> bool:
 
 def _bound(believed: Believed, setting: tuple[int, ...], typical: np.ndarray, margin: float) -> Bound:
     deviation = float(np.median(believed.predict(typical)[1]))
-    cost = _rounded(believed.mean_cost(setting))
-    return Bound(believed.quantity.name, (cost,), believed.quantity.limit - margin * deviation)
+    costs = _rounded(believed.mean_costs(setting))
+    return Bound(believed.quantity.name, costs, believed.quantity.limit - margin * deviation)
 
 
-def _rounded(cost: AdditiveCost) -> AdditiveCost:
-    return AdditiveCost(
-        round(cost.constant, _DIGITS),
-        tuple(np.round(costs, _DIGITS) for costs in cost.unary),
-        {edge: np.round(table, _DIGITS) for edge, table in cost.edges.items()},
+def _rounded(costs: tuple[AdditiveCost, ...]) -> tuple[AdditiveCost, ...]:
+    return tuple(
+        AdditiveCost(
+            round(cost.constant, _DIGITS),
+            tuple(np.round(unary, _DIGITS) for unary in cost.unary),
+            {edge: np.round(table, _DIGITS) for edge, table in cost.edges.items()},
+        )
+        for cost in costs
     )

@@ -98,3 +98,12 @@ class AdditiveCost:
 def zero_cost(sizes: Sequence[int]) -> AdditiveCost:
     """Returns the cost that is 0 everywhere."""
     return AdditiveCost(0.0, tuple(np.zeros(size) for size in sizes))
+
+
+def scaled(cost: AdditiveCost, factor: float) -> AdditiveCost:
+    """Returns the cost in another unit: everything times a factor."""
+    return AdditiveCost(
+        cost.constant * factor,
+        tuple(costs * factor for costs in cost.unary),
+        {edge: table * factor for edge, table in cost.edges.items()},
+    )
