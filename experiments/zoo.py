@@ -21,10 +21,12 @@ from .probe import L2_PENALTY, fit_probe
 from .resnet import ResNet
 from .sources import minilm_folder
 from .training import Schedule, train_classifier
+from .vit_digits import DigitsTransformer
 
 #: raised by hand when code that a trained model depends on changes
 _VERSION = 1
 _DIGITS_SCHEDULE = Schedule(n_epochs=8, batch_size=32, max_shift=2)
+_TRANSFORMER_SCHEDULE = Schedule(n_epochs=32, learning_rate=0.05, max_shift=2)
 _FASHION_SCHEDULE = Schedule(n_epochs=3, batch_size=128, mirror=True)
 #: mails embedded at once; larger batches fall out of the cache
 _N_PER_BATCH = 32
@@ -36,7 +38,16 @@ def resnet8() -> nn.Module:
     Raises:
         DataError: it is not trained yet and the digits are missing.
     """
-    return _image_classifier("resnet8-digits", 1, datasets.digits, _DIGITS_SCHEDULE)
+    return _image_classifier("resnet8-digits", lambda: ResNet(1), datasets.digits, _DIGITS_SCHEDULE)
+
+
+def vit_digits() -> nn.Module:
+    """A transformer of four blocks for MNIST digits.
+
+    Raises:
+        DataError: it is not trained yet and the digits are missing.
+    """
+    return _image_classifier("vit-digits", DigitsTransformer, datasets.digits, _TRANSFORMER_SCHEDULE)
 
 
 def resnet8_fashion() -> nn.Module:
@@ -45,7 +56,7 @@ def resnet8_fashion() -> nn.Module:
     Raises:
         DataError: it is not trained yet and Fashion-MNIST is missing.
     """
-    return _image_classifier("resnet8-fashion", 1, datasets.fashion, _FASHION_SCHEDULE)
+    return _image_classifier("resnet8-fashion", lambda: ResNet(1), datasets.fashion, _FASHION_SCHEDULE)
 
 
 def resnet20_fashion() -> nn.Module:
@@ -54,7 +65,7 @@ def resnet20_fashion() -> nn.Module:
     Raises:
         DataError: it is not trained yet and Fashion-MNIST is missing.
     """
-    return _image_classifier("resnet20-fashion", 3, datasets.fashion, _FASHION_SCHEDULE)
+    return _image_classifier("resnet20-fashion", lambda: ResNet(3), datasets.fashion, _FASHION_SCHEDULE)
 
 
 def minilm_spam() -> nn.Module:
@@ -77,14 +88,16 @@ def minilm_spam() -> nn.Module:
     return _finish(model, _example_tokens())
 
 
-def _image_classifier(name: str, n_blocks: int, load: Callable[[], Dataset], schedule: Schedule) -> nn.Module:
+def _image_classifier(
+    name: str, build: Callable[[], nn.Module], load: Callable[[], Dataset], schedule: Schedule
+) -> nn.Module:
     def train() -> dict[str, np.ndarray]:
         inputs, labels = _train_split(load)
-        trained = train_classifier(lambda: ResNet(n_blocks), inputs["x"], labels, schedule)
+        trained = train_classifier(build, inputs["x"], labels, schedule)
         return {key: tensor.contiguous().numpy() for key, tensor in trained.state_dict().items()}
 
     state = cached_arrays(name, recipe={"version": _VERSION, "schedule": asdict(schedule)}, build=train)
-    model = ResNet(n_blocks)
+    model = build()
     model.load_state_dict({key: torch.from_numpy(array) for key, array in state.items()})
     return _finish(model, {"x": torch.randn(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))})
 
