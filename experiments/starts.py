@@ -60,7 +60,7 @@ def _starts_of(name: str, problem: Problem) -> Iterator[tuple[str, Policy]]:
     if name == "front":
         front = known_front(problem, _N_FRONT)
         if not front:
-            _log.warning("search.start: front is empty: there are no prices or influences to solve for")
+            _log.warning("search.start: front is empty: the influences of the options are not known")
         yield from ((f"front {number}", policy) for number, policy in enumerate(front, 1))
         return
     path = Path(name)

@@ -18,8 +18,8 @@ _LIMITS = Limits(relative_gap=1e-3, node_limit=64)
 def known_front(problem: Problem, n: int) -> tuple[Policy, ...]:
     """Returns up to n policies from the one that changes the output least to the one that costs least.
 
-    What is minimised is the known latency, or the size where that is the objective, for as many bounds on the summed
-    influence on the output. Empty where prices or influences are not known.
+    What is minimised is the known latency, or the size where that is the objective or no latency is known, for as many
+    bounds on the summed influence on the output. Empty where influences are not known.
 
     Args:
         problem: space, objective and knowledge.
@@ -46,11 +46,10 @@ def known_front(problem: Problem, n: int) -> tuple[Policy, ...]:
 def _costs(problem: Problem) -> Iterator[tuple[tuple[int, ...], AdditiveCost]]:
     """Yields settings of the graph-wide choices with what is minimised in them."""
     knowledge, space = problem.knowledge, problem.space
-    if problem.objective == "size":
-        if knowledge.size_bytes is not None:
-            yield (0,) * (len(space.dimensions) - len(space.groups)), knowledge.size_bytes
-        return
-    yield from knowledge.latency.items()
+    if problem.objective != "size" and knowledge.latency:
+        yield from knowledge.latency.items()
+    elif knowledge.size_bytes is not None:
+        yield (0,) * (len(space.dimensions) - len(space.groups)), knowledge.size_bytes
 
 
 def _is_dominated(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
