@@ -192,7 +192,8 @@ class _Bench:
         """The calibration samples that are run, evenly spread."""
         calibration = self.preparation.dataset.calibration
         macs = max(1, sum(layer.macs for layer in self.preparation.model.layers))
-        n_samples = min(len(calibration), int(np.clip(_N_MACS / macs, *_N_SAMPLES)))
+        least, most = _N_SAMPLES
+        n_samples = min(len(calibration), int(np.clip(_N_MACS / macs, least, most)))
         return calibration.take(np.linspace(0, len(calibration) - 1, n_samples).round().astype(int))
 
     @cached_property
