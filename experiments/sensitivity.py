@@ -44,7 +44,13 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The influence of every option on the output: E|Δz|² / E|z|² of the option alone, on calibration data."""
+    """The influence of every option on the output: E|Δz|² / E|z|² of the option alone, on calibration data.
+
+    >>> from ..spaces.space import GraphOptions
+    >>> space = Space((Group("fc", ("fc",)),), ((Treatment(), Treatment(weight_dtype="int8")),), GraphOptions())
+    >>> Sensitivity(space, (np.array([0.0, 1e-5]),), (("", "gradient"),), (), 0.1, 1, 8).method
+    'gradient'
+    """
 
     #: without the options that are dropped
     space: Space
@@ -205,7 +211,7 @@ class _Bench:
     def _circumstances(self, method: str) -> dict[str, Any]:
         """Returns what every score depends on, budget and precision aside."""
         preparation, scheme = self.preparation, self.preparation.device.capabilities
-        ways = {
+        ways: dict[str, list[Any]] = {
             "gradient": [scheme.activation_codes, scheme.quantize_conv_outputs],
             "divergence": [preparation.device.identify().id],
         }

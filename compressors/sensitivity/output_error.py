@@ -53,7 +53,12 @@ def output_energies(outputs: Sequence[Sequence[np.ndarray]]) -> list[float]:
 
 @dataclass(frozen=True)
 class Directions:
-    """Vectors u for one sample, such that ``weight`` · Σ (u·Δz)² is the relative error, or is so on average."""
+    """Vectors u for one sample, such that ``weight`` · Σ (u·Δz)² is the relative error, or is so on average.
+
+    >>> drawn = draw_directions([np.ones((1, 2))], [4.0], np.random.default_rng(0))
+    >>> [vector[0].tolist() for vector in drawn.vectors], drawn.weight
+    ([[[0.5, 0.0]], [[0.0, 0.5]]], 1.0)
+    """
 
     #: per direction, an array in the shape of each output
     vectors: tuple[tuple[np.ndarray, ...], ...]
