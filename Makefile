@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check lint types bench bench-overhead bench-latency bench-surrogate bench-techniques shipped-tables data clean
+.PHONY: help env demo test check lint types bench bench-overhead bench-latency bench-surrogate bench-techniques bench-search bench-solver bench-nncf tabulate shipped-tables data clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,20 @@ bench-latency: $(READY) ## how well four methods price policies that they never 
 
 bench-techniques: $(READY) ## every technique alone and combined, with and without recovery, both runtimes (two hours)
 	$(BIN)/python -m trimtab.experiments.benchmarks.techniques
+
+bench-search: $(READY) ## every searcher on problems whose best policy is known, 20 seeds (half an hour; remembers what is done)
+	OMP_NUM_THREADS=1 $(BIN)/python -m trimtab.experiments.benchmarks.search
+
+bench-solver: $(READY) ## how long the solver takes for 200 groups of 8 options, and what gap it proves
+	OMP_NUM_THREADS=1 $(BIN)/python -m trimtab.experiments.benchmarks.solver
+
+bench-nncf: $(READY) ## auto beside NNCF's quantize_with_accuracy_control, two models, both runtimes
+	$(BIN)/pip install --quiet --no-deps nncf==3.4.0 ninja==1.13.2 pydot==4.0.1 tabulate==0.10.0
+	$(BIN)/python -m trimtab.experiments.benchmarks.nncf_comparison
+
+tabulate: $(READY) ## measure every policy of the tabulated problems again (hours; keep the machine quiet)
+	for name in $(TABLES); do $(BIN)/python -m trimtab.experiments.tabulated.measure $$name || exit 1; done
+	$(BIN)/python -m trimtab.experiments.tabulated.prior $(TABLES)
 
 shipped-tables: $(READY) ## write the kernel tables that ship with the package from the measurements of bench-latency
 	$(BIN)/python -m trimtab.experiments.benchmarks.shipped_tables
