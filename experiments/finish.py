@@ -103,7 +103,9 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
         Row(label, record, finals[record.id], tested[record.id], budget.violation(finals[record.id]) == 0.0)
         for label, record in labels.items()
     )
-    equals = _equals_uniform(winner, labels.get("best uniform"), finals)
+    uniform = labels.get("best uniform")
+    is_rival = uniform is not None and budget.violation(finals[uniform.id]) == 0.0
+    equals = _equals_uniform(winner, uniform if is_rival else None, finals)
     return Final(rows, winner, equals, finals, yardstick.median_s if yardstick.source == "measured" else None)
 
 
