@@ -256,19 +256,22 @@ def sensitivity(
     """Show how much each option changes the model's output, before any trial."""
     with _named_errors():
         from .preparation import prepare
+        from .profiling.scatter import check_matplotlib
         from .sensitivity import measure_sensitivity
+        from .sensitivity_plot import draw_sensitivity
         from .spec_file import load_spec
         from .terminal_sensitivity import print_sensitivity
 
-        found = measure_sensitivity(prepare(load_spec(spec)), method=method)
+        if plot is not None:
+            check_matplotlib()  # before minutes of work
+        preparation = prepare(load_spec(spec))
+        found = measure_sensitivity(preparation, method=method)
         if as_json:
             _print_json(found.to_json())
         else:
             print_sensitivity(_console(), found)
         if plot is not None:
-            from .sensitivity_plot import plot_sensitivity
-
-            plot_sensitivity(found, plot)
+            draw_sensitivity(plot, found, title=preparation.spec.name)
 
 
 @app.command()
