@@ -42,6 +42,8 @@ class LinearForm:
     row_lower: np.ndarray  # (n_rows,)
     row_upper: np.ndarray  # (n_rows,)
     scale: float
+    #: what meets on each edge, and the first of its columns
+    blocks: tuple[tuple[Interaction, int], ...]
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -106,7 +108,14 @@ def linearise(program: Program) -> LinearForm:
     sides = np.zeros(n_columns), np.ones(n_columns)
     objective, scale = _add_objective(rows, table[:n_objectives], split.constants[:n_objectives], sides)
     return LinearForm(
-        program.sizes, objective, *sides, rows.matrix(n_columns), np.array(rows.lower), np.array(rows.upper), scale
+        program.sizes,
+        objective,
+        *sides,
+        rows.matrix(n_columns),
+        np.array(rows.lower),
+        np.array(rows.upper),
+        scale,
+        tuple(zip(split.interactions, blocks, strict=False)),
     )
 
 

@@ -57,7 +57,7 @@ def reduce_program(program: Program) -> Reduction | None:
     if not costs.drop_unreachable(program.binding, kept):
         return None
     removals = tuple(costs.drop_dominated(kept))
-    return Reduction(_restrict_program(program, kept), tuple(kept), removals)
+    return Reduction(restrict_program(program, kept), tuple(kept), removals)
 
 
 def stranded_vectors(program: Program, reduction: Reduction) -> np.ndarray:
@@ -172,7 +172,8 @@ def _least_values(cost: AdditiveCost) -> list[np.ndarray]:
     return [total + gain for gain in gains]
 
 
-def _restrict_program(program: Program, kept: Sequence[np.ndarray]) -> Program:
+def restrict_program(program: Program, kept: Sequence[np.ndarray]) -> Program:
+    """Returns the program over fewer options, renumbered; ``kept``: per group, (n_kept,) ascending integers."""
     places = [{int(option): place for place, option in enumerate(options)} for options in kept]
     excluded = tuple(
         tuple(place[option] for place, option in zip(places, vector, strict=True))

@@ -156,9 +156,16 @@ def test_two_hundred_groups_with_edges_are_solved_to_a_thousandth_in_five_second
     assert program.permits(np.array([solution.vector]))[0]
 
 
-@pytest.mark.parametrize("limits", [Limits(0.0, node_limit=0), Limits(0.0, time_limit_s=0.0)])
-def test_a_limit_may_leave_no_answer(limits):
-    assert solve(bounded_chain(60, 6, seed=0), limits) == Solution(Outcome.NO_ANSWER)
+def test_no_time_leaves_no_answer():
+    assert solve(bounded_chain(60, 6, seed=0), Limits(time_limit_s=0.0)) == Solution(Outcome.NO_ANSWER)
+
+
+def test_no_nodes_leave_the_bound_of_the_relaxation():
+    program = bounded_chain(20, 6, seed=0)
+    solution = solve(program, Limits(node_limit=0))
+    assert (solution.outcome, solution.vector) == (Outcome.NO_ANSWER, None)
+    assert solution.lower_bound == pytest.approx(solve(program, EXACT).value, rel=0.05)
+    assert solution.lower_bound <= solve(program, EXACT).value
 
 
 def test_a_node_limit_leaves_a_proven_gap_and_the_same_vector_each_time():
