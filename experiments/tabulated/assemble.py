@@ -54,9 +54,10 @@ def measure_noise(timings: Sequence[Sequence[Timing]]) -> Noise:
     """Returns how much the ratio of one artifact differs between two loadings of it.
 
     Args:
-        timings: per artifact its undisturbed timings; the first two are compared where there are two.
+        timings: per artifact its undisturbed timings, oldest first; the last two are compared where there are two,
+            because artifacts are timed again where the first timing made them look fast.
     """
-    pairs = [(found[0].ratio, found[1].ratio) for found in timings if len(found) > 1]
+    pairs = [(found[-2].ratio, found[-1].ratio) for found in timings if len(found) > 1]
     if not pairs:
         return Noise(0.0, 0.0, 0)
     differences = np.array([np.log(first / second) for first, second in pairs]) / np.sqrt(2.0)

@@ -98,6 +98,24 @@ def _channels(layer: str, *layers: str, keep: tuple[float, ...]) -> Choice:
     return Choice(f"channels:{layer}", (layer, *layers), options, "channels")
 
 
+def _inner(block: int, *, keep: tuple[float, ...]) -> Choice:
+    """The inner width of a transformer's block, pruned by magnitude."""
+    return _channels(f"blocks.{block}.inner", keep=keep)
+
+
+def _attention(*blocks: int) -> Choice:
+    layers = tuple(f"blocks.{b}.attention.{part}" for b in blocks for part in ("query", "key", "value", "output"))
+    return Choice("attention" + "".join(map(str, blocks)), layers, _PLAIN)
+
+
+def _linears(option: Treatment) -> tuple[Choice, ...]:
+    """The two linear layers of each block, alike."""
+    return tuple(
+        Choice(f"linears{b}", (f"blocks.{b}.inner", f"blocks.{b}.outer"), (_NONE, option)) for b in range(_N_BLOCKS)
+    )
+
+
+_N_BLOCKS = 4
 _SHORTCUTS = ("layer2.0.downsample.0", "layer3.0.downsample.0")
 _DIGITS = "trimtab.experiments.datasets:digits"
 
@@ -135,6 +153,36 @@ TABLE_RECIPES: dict[str, TableRecipe] = {
                 _channels("layer3.0.conv2", "layer3.0.downsample.0", keep=(0.75,)),
             ),
             graph=GraphOptions(quantized_ops=(("add",),), precision=("float32", "bfloat16")),
+        ),
+        TableRecipe(
+            name="vit-onnxruntime",
+            model="trimtab.experiments.zoo:vit_digits",
+            data=_DIGITS,
+            runtime="onnxruntime",
+            choices=(
+                _attention(0, 1),
+                _attention(2, 3),
+                *_linears(QUANTIZE_OPTIONS["int8_dynamic"]),
+                *(_inner(block, keep=(0.5, 0.125)) for block in range(_N_BLOCKS)),
+            ),
+            accuracy_batch=50,
+        ),
+        TableRecipe(
+            name="vit-openvino",
+            model="trimtab.experiments.zoo:vit_digits",
+            data=_DIGITS,
+            runtime="openvino",
+            choices=(
+                _attention(0, 1),
+                _attention(2, 3),
+                *_linears(_INT8),
+                _inner(0, keep=(0.75, 0.5)),
+                _inner(1, keep=(0.5, 0.125)),
+                _inner(2, keep=(0.125,)),
+                _inner(3, keep=(0.125,)),
+            ),
+            graph=GraphOptions(precision=("float32", "bfloat16")),
+            accuracy_batch=50,
         ),
     )
 }
