@@ -115,7 +115,8 @@ def _plain_nsga2(problem: AnyProblem, run: Run) -> Iterator[Policy]:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space, violations = problem.problem.space, {}
+    space = problem.problem.space
+    violations: dict[int, float] = {}
     n_objectives = len(_judge(problem, Policy({}), 0).objectives or ())
     sampler = optuna.samplers.NSGAIISampler(
         seed=run.seed, constraints_func=lambda trial: (violations.get(trial.number, 1e3),)

@@ -144,8 +144,9 @@ def test_a_policy_is_solved_anew_for_another_runtime(place):
 def test_a_policy_that_moves_to_a_poorer_device_says_what_it_lost_and_can_be_applied(place):
     place.write_spec("poor.yaml", name="poor", space=[{"layers": "*", "quantize": ["none", "int8_weight"]}])
     policy = json.loads((place.path / "runs/tiny/policy.json").read_text())
-    (place.path / "rich.json").write_text(json.dumps({**policy, "groups": dict.fromkeys(policy["members"], {
-        "weight_dtype": "int8", "activation_dtype": "int8"})}))  # fmt: skip
+    static = {"weight_dtype": "int8", "activation_dtype": "int8"}
+    rich = {**policy, "groups": {name: static for name in policy["members"]}}
+    (place.path / "rich.json").write_text(json.dumps(rich))
     ended = place.call("transfer", "rich.json", "--target", "poor.yaml", "--out", "poor.json")
     assert ended.exit_code == 0, ended.stderr
     assert "not on offer there" in ended.stdout
