@@ -145,7 +145,7 @@ def test_a_policy_that_moves_to_a_poorer_device_says_what_it_lost_and_can_be_app
     place.write_spec("poor.yaml", name="poor", space=[{"layers": "*", "quantize": ["none", "int8_weight"]}])
     policy = json.loads((place.path / "runs/tiny/policy.json").read_text())
     static = {"weight_dtype": "int8", "activation_dtype": "int8"}
-    rich = {**policy, "groups": {name: static for name in policy["members"]}}
+    rich = {**policy, "groups": {name: dict(static) for name in policy["members"]}}
     (place.path / "rich.json").write_text(json.dumps(rich))
     ended = place.call("transfer", "rich.json", "--target", "poor.yaml", "--out", "poor.json")
     assert ended.exit_code == 0, ended.stderr
