@@ -59,6 +59,7 @@ class Measuring:
     evaluator: AccuracyEvaluator
     #: the device on which accuracy is measured, in batches
     batched: Device | None
+    timing: TimingSettings = _TIMING
     _limit_s: float = field(default=float("inf"))
 
     @classmethod
@@ -81,7 +82,7 @@ class Measuring:
             "size_bytes": builder.original.size_bytes,
         }
         journal = MeasuringJournal(path, header)
-        return cls(builder, journal, reference, evaluator, batched, journal.known.quiet_s)
+        return cls(builder, journal, reference, evaluator, batched, _limit_s=journal.known.quiet_s)
 
     def measure(self, vector: Vector) -> None:
         """Builds a policy; scores and times its artifact unless that was done for an equal one."""
@@ -152,7 +153,7 @@ class Measuring:
     def _time(self, executable: Executable, digest: str) -> None:
         for _ in range(_N_TRIES):
             try:
-                latency = measure_latency(executable, self.reference, self.builder.sample, _TIMING)
+                latency = measure_latency(executable, self.reference, self.builder.sample, self.timing)
             except MeasurementError:
                 continue  # unstable: a later pass times it again
             self.journal.append(

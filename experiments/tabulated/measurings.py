@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from ...core.errors import RunError
 from ...core.files import canonical_json, read_text
@@ -122,13 +123,16 @@ class MeasuringJournal:
         """Opens a journal, or begins one.
 
         Raises:
-            RunError: the journal is of something else.
+            RunError: the journal is of something else, or another process writes it.
         """
         self.path = path
-        self.known = read_measurings(path) if path.exists() else Measurings()
-        if self.known.header and self.known.header["fingerprints"] != header["fingerprints"]:
-            raise RunError(f"{path} was measured of another model, space, machine or version; remove it to begin anew")
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _take(path)
+        try:
+            self.known = _read_known(path, header)
+        except RunError:
+            self._lock.release()
+            raise
         _cut_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
         if not self.known.header:
@@ -144,6 +148,7 @@ class MeasuringJournal:
         """Makes all lines durable."""
         os.fsync(self._file.fileno())
         self._file.close()
+        self._lock.release()
 
 
 def _lines(path: Path) -> Iterator[Any]:
@@ -153,6 +158,23 @@ def _lines(path: Path) -> Iterator[Any]:
             yield json.loads(line)
         except ValueError as cause:
             raise RunError(f"{path}: line {number + 1} is damaged: {cause}") from cause
+
+
+def _read_known(path: Path, header: Mapping[str, Any]) -> Measurings:
+    known = read_measurings(path) if path.exists() else Measurings()
+    if known.header and known.header["fingerprints"] != header["fingerprints"]:
+        raise RunError(f"{path} was measured of another model, space, machine or version; remove it to begin anew")
+    return known
+
+
+def _take(path: Path) -> FileLock:
+    """Returns the lock of a journal, held; the operating system frees it when the process dies."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as cause:
+        raise RunError(f"another process is writing {path}; wait for it or stop it") from cause
+    return lock
 
 
 def _cut_torn_line(path: Path) -> None:

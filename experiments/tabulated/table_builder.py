@@ -19,6 +19,7 @@ from ...evaluators.device import Device, build_device
 from ...hw_profiles.target import Target
 from ...spaces.policy import GraphTreatment, Policy
 from ...spaces.space import Space
+from ...spaces.space_json import space_to_json
 from ..preparation import digest_arrays, load_dataset
 from .table_recipes import TableRecipe
 
@@ -87,37 +88,12 @@ class TableBuilder:
         splits = (("calibration", self.dataset.calibration), ("validation", self.dataset.validation))
         arrays = [(f"{name}.{key}", array) for name, split in splits for key, array in _arrays_of(split)]
         return {
-            "space": short_digest([list(self.space.dimensions.items()), describe_space(self.space)]),
+            "space": short_digest(space_to_json(self.space)),
             "model": self.prepared.fingerprint,
             "weights": digest_arrays(self.prepared.constants.items()),
             "data": digest_arrays(arrays),
             "target": self.device.identify().id,
         }
-
-
-def describe_space(space: Space) -> dict[str, object]:
-    """Returns groups, options and graph-wide alternatives as JSON values."""
-    graph = space.graph
-    return {
-        "groups": [
-            {
-                "name": group.name,
-                "layers": list(group.layers),
-                "kind": group.kind,
-                "options": [option.to_json() for option in options],
-            }
-            for group, options in zip(space.groups, space.options, strict=True)
-        ],
-        "graph": {
-            "fusion": list(graph.fusion),
-            "calibration": list(graph.calibration),
-            "quantized_ops": [list(ops) for ops in graph.quantized_ops],
-            "precision": list(graph.precision),
-            "rounding": list(graph.rounding),
-            "equalization": list(graph.equalization),
-            "correction": list(graph.correction),
-        },
-    }
 
 
 def _arrays_of(split: Split) -> list[tuple[str, np.ndarray]]:
