@@ -177,7 +177,7 @@ class Flow:
         if step <= value.written:
             is_quantized = self.is_quantized(value, static)
             both = value.written >= 0 and self._is_apart(value.written, static)
-            return (not is_quantized, is_quantized or both) if step == value.written else (0, 0)
+            return (not is_quantized, is_quantized or (both and bool(coded))) if step == value.written else (0, 0)
         if self.is_quantized(value, static):
             if self._is_undone_early(value, static):
                 return step <= last_plain, step <= last_coded
@@ -208,12 +208,20 @@ class Flow:
         return is_mixed and self._ends_in_codes(position, static)
 
     def _is_apart(self, position: int, static: IsStatic) -> bool:
-        """Whether OpenVINO runs an addition as a kernel of its own, which quantises the sum as well."""
+        """Whether OpenVINO runs an addition as a kernel of its own, instead of within the layer in codes before it.
+
+        It does where that layer is fed codes by a kernel, the sum is quantised, or others read what is added.
+        """
         step = self.steps[position]
-        if self.rules.codes_leave_convolutions or step.op != "Add" or not self._ends_in_codes(position, static):
+        written = self.values[step.reads[0]].written
+        if self.rules.codes_leave_convolutions or step.op != "Add" or written < 0:
             return False
-        group = self._group_above(step.reads[0])
-        return group is not None and static(group)
+        above = self.steps[written]
+        if above.group is None or not static(above.group):
+            return False
+        is_shared = any(len(self.values[name].readers) > 1 for name in step.reads)
+        is_fed = self.is_quantized(self.values[above.reads[0]], static)
+        return is_shared or is_fed or self._ends_in_codes(position, static)
 
     def _bytes(self, value: HeldValue, n_floats: int, n_codes: int, static: IsStatic) -> int:
         if value.written < 0:
