@@ -297,11 +297,18 @@ class Flow:
             return step.group is not None
         if not step.is_convolution or not self.rules.codes_leave_convolutions:
             return False
-        written, output = self.values[step.reads[0]].written, self.values[step.writes[0]]
-        above = self.steps[max(written, 0)]
-        below = [self.steps[reader].group for reader in output.readers]
-        is_fed = written >= 0 and above.is_convolution and above.group is not None and static(above.group)
-        return is_fed and bool(below) and all(group is not None and static(group) for group in below)
+        written, readers = self.values[step.reads[0]].written, self.values[step.writes[0]].readers
+        if written < 0 or not readers or (not self.steps[written].is_convolution and self.steps[written].op != "Add"):
+            return False
+        return all(self._is_coded(position, static) for position in (written, *readers))
+
+    def _is_coded(self, position: int, static: IsStatic) -> bool:
+        """Whether a policy itself makes a layer or an addition compute with codes."""
+        step = self.steps[position]
+        if step.group is not None:
+            return static(step.group)
+        is_coded = step.op == "Add" and "add" in self.rules.quantized_ops
+        return is_coded and self._adds_codes(step, self.values[step.writes[0]], static)
 
     def _all_want_codes(self, value: HeldValue, static: IsStatic) -> bool:
         return bool(value.readers) and all(self._wants_codes(reader, static) for reader in value.readers)
