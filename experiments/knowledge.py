@@ -18,7 +18,8 @@ from ..search.solver.solve import solve
 from ..spaces.policy import Policy
 from ..spaces.space import Space
 from ..spaces.treatment import Treatment
-from .preparation import Preparation
+from .activations import known_activations
+from .preparation import Preparation, want_resources
 from .profiling.surrogate import Combination, Effort, SpaceSurrogate
 from .profiling.table_prices import TablePrices, open_prices, open_related_prices
 from .sensitivity import measure_sensitivity
@@ -48,7 +49,9 @@ def gather_knowledge(preparation: Preparation) -> tuple[Preparation, Knowledge]:
     for drop in sensitivity.dropped:
         _log.warning("dropped: %s on %s: %s", drop.option, drop.layer, drop.reason)
     preparation = preparation.with_space(sensitivity.space, sensitivity.dropped)
-    return preparation, Knowledge(_latencies(preparation), sensitivity.scores, known_sizes(preparation))
+    # moments are many rows of a program: they are worth it only where a peak is bounded or minimised
+    moments = known_activations(preparation) if want_resources(preparation.spec).peak_activation else ()
+    return preparation, Knowledge(_latencies(preparation), sensitivity.scores, known_sizes(preparation), moments)
 
 
 def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
