@@ -185,7 +185,9 @@ def _padded(regrets: Sequence[float | None]) -> np.ndarray:
 def _cell(regrets: np.ndarray, is_known: bool) -> str:
     if not is_known:
         return "–"
-    return f"{100 * np.median(regrets):.1f} ({100 * np.quantile(regrets, 0.9):.1f})"
+    # no interpolation: between a number and infinity there is nothing
+    median, high = (np.quantile(regrets, share, method="higher") for share in (0.5, 0.9))
+    return f"{100 * median:.1f} ({100 * high:.1f})"
 
 
 def _evaluations_to(regrets: np.ndarray, goal: float) -> str:
