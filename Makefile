@@ -32,7 +32,7 @@ demo: $(READY) ## search a policy for a small digit classifier on this machine
 
 test: $(READY) ## run every test, slow ones too; first those that need the machine for themselves
 	$(BIN)/python -m pytest -m alone
-	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: lint types test ## what CI runs: lint, types, tests
 
