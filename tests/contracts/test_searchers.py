@@ -91,7 +91,7 @@ def test_informed_greedy_finds_the_optimum_in_a_dozen_trials():
         ("tpe", 80, 10),
         ("nsga2", 80, 10),
         ("nsga3", 80, 6),
-        ("gp", 30, 2),
+        ("gp", 30, 1),
         ("cmaes", 80, 5),
         ("evolution", 80, 5),
         ("policy_gradient", 80, 3),

@@ -133,7 +133,8 @@ def test_a_start_that_cannot_be_read_is_refused_before_any_trial(place, start, m
 
 
 def test_a_policy_is_solved_anew_for_another_runtime(place):
-    ended = place.run("transfer", "runs/tiny/policy.json", "--target", "onnxruntime", "--out", "moved.json", "--json")
+    place.write_spec("ort.yaml", target={"runtime": "onnxruntime"}, space=SPACE, graph=PLAIN_GRAPH)
+    ended = place.call("transfer", "runs/tiny/policy.json", "--target", "ort.yaml", "--out", "moved.json", "--json")
     assert ended.exit_code == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert found["solved"]["influence"] <= found["kept"]["influence"] * (1 + 1e-9)
