@@ -33,6 +33,8 @@ def search(workplace, **parts):
         ended = workplace.call("search", workplace.write_spec(space=INT8_OR_NOT, **parts), "--json")
         if ended.exit_code != 4:
             break
+    if ended.exit_code == 4:
+        pytest.skip("this machine is too unquiet to time anything")
     assert ended.exit_code in (0, 3), (ended.stderr, ended.bug)
     return ended, json.loads(ended.stdout)
 
