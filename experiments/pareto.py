@@ -15,10 +15,10 @@ from ..core.names import describe_unknown
 from ..evaluators.measurement import Measurement
 from ..search.answer import Answer, answer, rank_records
 from ..search.beliefs.beliefs import Beliefs, Trial, fit_beliefs
-from ..search.beliefs.quantity import BOUND_OF
 from ..search.budget import BOUNDS, Budget
 from ..search.journal import read_records
 from ..search.knowledge import Knowledge
+from ..search.objectives import BOUND_OF
 from ..search.problem import Problem
 from ..search.record import Record, Status
 from ..search.searchers.candidates import neighbours_of

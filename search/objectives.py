@@ -8,6 +8,16 @@ from .budget import Budget
 #: what ``objective:`` of a spec may name; all are minimised, accuracy through its drop
 OBJECTIVES = ("latency", "accuracy", "size", "peak_memory", "peak_activation", "energy")
 
+#: objective → the bound of a budget on the same quantity
+BOUND_OF = {
+    "latency": "latency_s",
+    "accuracy": "accuracy_drop",
+    "size": "size_bytes",
+    "peak_memory": "peak_memory_bytes",
+    "peak_activation": "peak_activation_bytes",
+    "energy": "energy_j",
+}
+
 #: the axes of the trade-off that every search shows
 TRADE_OFF = ("latency", "accuracy", "size")
 

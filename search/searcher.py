@@ -67,7 +67,7 @@ SEARCHERS: Registry[Searcher] = Registry(
     "search algorithm",
     "trimtab.searchers",
     {
-        "random": "trimtab.search.searchers.random_searcher:RandomSearcher",
+        "random": "trimtab.search.searchers.random_searcher:build_random",
         "tpe": "trimtab.search.searchers.optuna_searcher:build_tpe",
         "nsga2": "trimtab.search.searchers.optuna_searcher:build_nsga2",
         "nsga3": "trimtab.search.searchers.optuna_searcher:build_nsga3",
@@ -76,7 +76,7 @@ SEARCHERS: Registry[Searcher] = Registry(
         "evolution": "trimtab.search.searchers.evolution_searcher:build_evolution",
         "policy_gradient": "trimtab.search.searchers.policy_gradient_searcher:build_policy_gradient",
         "greedy": "trimtab.search.searchers.greedy_searcher:build_greedy",
-        "auto": "trimtab.search.searchers.auto_searcher:AutoSearcher",
+        "auto": "trimtab.search.searchers.auto_searcher:build_auto",
     },
 )
 

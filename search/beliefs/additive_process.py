@@ -114,19 +114,22 @@ class AdditiveProcess:
         weights: np.ndarray = np.linalg.solve(self._factor.T, half)
         return weights
 
-    def predict(self, vectors: np.ndarray, *, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Returns mean and standard deviation, both (n,) float64, of the residual of a policy as it would be observed.
+    @property
+    def misfit_variance(self) -> float:
+        """The variance of what no effect explains, for an observation with a noise of 1."""
+        return self.variance * self.shape.misfit * self._unit
+
+    def predict(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns mean and standard deviation, both (n,) float64, of the residual as observed with a noise of 1.
 
         Args:
             vectors: (n, n_dimensions) integers.
-            noise: as in `Observations.noises`; 0 for the function without what no effect explains.
         """
         cross = self._kernel(vectors, self.seen.vectors)
         prior = self._prior_variances(vectors)
         whitened = np.linalg.solve(self._factor, cross.T)
         left = np.maximum(prior - np.einsum("ij,ij->j", whitened, whitened), 0.0)
-        variances = self.variance * (left + self.shape.misfit * self._unit * noise**2)
-        return cross @ self._weights, np.sqrt(variances)
+        return cross @ self._weights, np.sqrt(self.variance * left + self.misfit_variance)
 
     def conditioned(self, vector: np.ndarray, residual: float, noise: float = 1.0) -> "AdditiveProcess":
         """Returns the process after one more observation, in the same shape."""

@@ -9,7 +9,7 @@ from scipy.special import log_ndtr
 
 from ...evaluators.measurement import Measurement
 from ..problem import Problem
-from ..solver.additive_cost import AdditiveCost
+from ..solver.additive_cost import AdditiveCost, weighted_sum
 from ..solver.program import largest
 from .additive_process import AdditiveProcess, Observations, fit_process
 from .quantity import Quantity, bounded_quantities, failure_quantity, objective_quantity
@@ -41,17 +41,13 @@ class Believed:
         """Returns mean and standard deviation, both (n,) float64, of the quantity as it would be measured."""
         known = _known(self.quantity, vectors, len(self.process.effects.sizes))
         residual, deviation = self.process.predict(vectors)
-        noise = np.array([self.quantity.noise(value) for value in known + residual])
-        if not np.all(noise == 1.0):
-            _, silent = self.process.predict(vectors, noise=0.0)
-            misfit = np.maximum(deviation**2 - silent**2, 0.0) * noise**2
-            deviation = np.sqrt(silent**2 + misfit)
-        return known + residual, deviation
+        noise = np.array([self.quantity.noise(value) for value in known + residual])  # 1 or more
+        return known + residual, np.sqrt(deviation**2 + self.process.misfit_variance * (noise**2 - 1.0))
 
     def mean_costs(self, graph: tuple[int, ...]) -> tuple[AdditiveCost, ...]:
         """Returns what is expected over the groups in one setting of the graph-wide choices: the largest of these."""
         residual = self.process.mean_cost(graph, max_pairs=_MAX_PAIRS)
-        return tuple(_sum(known, residual) for known in self.quantity.prior.mean(graph))
+        return tuple(weighted_sum([(known, 1.0), (residual, 1.0)]) for known in self.quantity.prior.mean(graph))
 
 
 @dataclass(frozen=True)
@@ -71,6 +67,11 @@ class Beliefs:
     bounds: tuple[Believed, ...]
     #: the smallest objective that was measured within the budget; None where none was
     best: float | None
+
+    @property
+    def bounded(self) -> tuple[Believed, ...]:
+        """What has a limit, the objective too where it has one."""
+        return tuple(b for b in (self.objective, *self.bounds) if math.isfinite(b.quantity.limit))
 
     def score(self, vectors: np.ndarray) -> np.ndarray:
         """Returns (n,) float64: the logarithm of what each policy may be expected to gain.
@@ -98,10 +99,8 @@ class Beliefs:
             objective: mean and deviation of the objective, where they are at hand.
         """
         found = np.zeros(len(vectors))
-        for believed in (self.objective, *self.bounds):
+        for believed in self.bounded:
             limit = believed.quantity.limit
-            if math.isinf(limit):
-                continue
             is_objective = believed is self.objective and objective is not None
             mean, deviation = objective if is_objective and objective is not None else believed.predict(vectors)
             found += log_ndtr((limit - mean) / np.maximum(deviation, 1e-12))
@@ -168,14 +167,6 @@ def _known(quantity: Quantity, vectors: np.ndarray, n_groups: int) -> np.ndarray
         mine = np.flatnonzero(rows.ravel() == number)
         found[mine] = largest(quantity.prior.mean(tuple(map(int, graph))), vectors[mine])
     return found
-
-
-def _sum(left: AdditiveCost, right: AdditiveCost) -> AdditiveCost:
-    edges = dict(left.edges)
-    for edge, table in right.edges.items():
-        edges[edge] = edges[edge] + table if edge in edges else table
-    unary = tuple(a + b for a, b in zip(left.unary, right.unary, strict=True))
-    return AdditiveCost(left.constant + right.constant, unary, edges)
 
 
 def _log_expected_improvement(gain: np.ndarray, deviation: np.ndarray) -> np.ndarray:

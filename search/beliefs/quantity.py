@@ -9,20 +9,11 @@ import numpy as np
 from ...evaluators.measurement import Measurement
 from ...spaces.treatment import Treatment
 from ..budget import BOUNDS
-from ..objectives import objective_value
+from ..objectives import BOUND_OF, objective_value
 from ..problem import Problem
 from ..solver.additive_cost import AdditiveCost, scaled, zero_cost
 from .additive_process import Effects
 
-#: objective → the bound of a budget on the same quantity
-BOUND_OF = {
-    "latency": "latency_s",
-    "accuracy": "accuracy_drop",
-    "size": "size_bytes",
-    "peak_memory": "peak_memory_bytes",
-    "peak_activation": "peak_activation_bytes",
-    "energy": "energy_j",
-}
 #: standard deviation of the error of a known price, as a share of each option's effect
 _PRICE_ERROR = 0.3
 #: an option whose effect is known to be 0 may still have one: this share of the mean effect
@@ -32,7 +23,7 @@ _UNKNOWN_EFFECT = 0.5
 #: a drop is never taken for more than this share of what can be lost
 _MOST_LOST = 0.98
 #: powers of the influence that the drop may follow: what is tried
-INFLUENCE_POWERS = (0.5, 1.0)
+_INFLUENCE_POWERS = (0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -216,7 +207,7 @@ def _prior_of_drop(problem: Problem) -> Prior:
         return Prior(_nothing(problem), (_equal_effects(problem, 0.1),))
     found = tuple(
         _effects_like(problem, [np.minimum(scores, 1.0) ** power for scores in influence], 1.0, weight=0.5)
-        for power in INFLUENCE_POWERS
+        for power in _INFLUENCE_POWERS
     )
     return Prior(_nothing(problem), found)
 
@@ -236,17 +227,17 @@ def _effects_like(problem: Problem, sizes: Sequence[np.ndarray], scale: float, *
     mean = float(values.mean()) if len(values) else 0.0
     least = _LEAST_EFFECT * (mean or 1.0)
     floored = tuple(np.concatenate([[0.0], np.maximum(size[1:], least)]) for size in relative)
-    return Effects(floored, neighbours_of(problem), _kinds_of(problem), scale, weight)
+    return Effects(floored, _neighbours_of(problem), _kinds_of(problem), scale, weight)
 
 
 def _equal_effects(problem: Problem, total: float) -> Effects:
     options = problem.space.options
     share = total / max(1, sum(len(offered) > 1 for offered in options))
     sizes = tuple(np.concatenate([[0.0], np.full(len(offered) - 1, share)]) for offered in options)
-    return Effects(sizes, neighbours_of(problem), _kinds_of(problem))
+    return Effects(sizes, _neighbours_of(problem), _kinds_of(problem))
 
 
-def neighbours_of(problem: Problem) -> tuple[tuple[int, int], ...]:
+def _neighbours_of(problem: Problem) -> tuple[tuple[int, int], ...]:
     """Returns the pairs of groups that share kernels, as the known prices tell; without prices, those in a row."""
     edges = dict.fromkeys(edge for cost in problem.knowledge.latency.values() for edge in cost.edges)
     if problem.knowledge.latency:

@@ -7,20 +7,19 @@ budget, `Beliefs.score`) is proposed, and each result corrects the beliefs: late
 layers do not simply add up.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
-from ...core.errors import RunError
 from ...core.seeds import derive_rng
 from ...evaluators.measurement import Measurement
 from ...spaces.policy import Policy
 from ..beliefs.beliefs import Beliefs, Trial, fit_beliefs
 from ..problem import Problem
-from ..searcher import Suggestion, Verdict
-from .candidates import Tried, Vector, mutants_of, neighbours_of, random_policies
+from .candidates import Vector, mutants_of, neighbours_of, random_policies, without
+from .replaying_searcher import ReplayingSearcher
 from .solved import solve_believed
+from .tried import Tried
 
 #: measurements below which policies are drawn at random: nothing can be believed of a single one
 _N_FEWEST = 2
@@ -28,132 +27,69 @@ _N_FEWEST = 2
 _N_STARTS, _N_MUTANTS, _N_RANDOM = 6, 128, 32
 #: rounds in which the neighbours of the most promising candidates join them
 _N_CLIMBS, _N_CLIMBERS = 4, 3
+#: policies that are drawn while nothing is believed, or nothing promises anything, before the nearest unseen is taken
+_N_DRAWN = (16, 64, 256)
 
 
-class AutoSearcher:
-    """Proposes what is believed to be best, and learns from every quantity that was measured.
+def build_auto(problem: Problem, *, seed: int) -> ReplayingSearcher:
+    """Makes the search that proposes what is believed to be best, and learns from every quantity that was measured.
 
     >>> from trimtab.search.testing import small_problem
-    >>> len(AutoSearcher(small_problem(), seed=0).ask(3))
+    >>> len(build_auto(small_problem(), seed=0).ask(3))
     3
     """
+    return ReplayingSearcher(problem, seed=seed, propose=_propose)
 
-    def __init__(self, problem: Problem, *, seed: int) -> None:
-        self._problem, self._space = problem, problem.space
-        self._seed = seed
-        self._n_asks = 0
-        self._n_suggested = 0
-        #: suggestion id → vector, until its verdict comes
-        self._pending: dict[int, Vector] = {}
-        #: vector → (violation, objective, measurement); None where nothing came of it
-        self._told: dict[Vector, Verdict] = {}
 
-    def ask(self, n: int) -> list[Suggestion]:
-        """Returns up to n suggestions; fewer only when the space is exhausted."""
-        rng = derive_rng(self._seed, "ask", self._n_asks)
-        self._n_asks += 1
-        proposer = _Proposer(self._problem, self._trials(), self._ranked(), rng)
-        taken = {*self._told, *self._pending.values()}
-        for vector in self._pending.values():
-            proposer.expect(np.array(vector))
-        found: list[Suggestion] = []
-        while len(found) < n and len(taken) < self._space.size:
-            vector = proposer.propose(Tried(taken))
-            taken.add(vector)
-            self._pending[self._n_suggested] = vector
-            found.append(Suggestion(self._n_suggested, self._space.decode(vector)))
-            self._n_suggested += 1
-        return found
-
-    def tell(self, verdicts: Sequence[Verdict]) -> None:
-        """Learns from verdicts on earlier suggestions, by id, in any order.
-
-        Raises:
-            RunError: a verdict's id is not open.
-        """
-        for verdict in verdicts:
-            if verdict.id not in self._pending:
-                raise RunError(f"verdict on suggestion {verdict.id}, which is not open; open: {sorted(self._pending)}")
-            self._told[self._pending.pop(verdict.id)] = verdict
-
-    def inject(self, policy: Policy, verdict: Verdict) -> None:
-        """Learns from a policy that it did not suggest; one outside the space, or known, is left aside."""
-        if not self._space.contains(policy):
+def _propose(problem: Problem, tried: Tried, seed: int) -> Iterator[Policy]:
+    """Yields the proposals of one batch: beliefs are fitted once, and each proposal is then taken for measured."""
+    rng = derive_rng(seed, "ask", tried.n_asks)
+    trials = _trials(tried)
+    is_enough = sum(trial.measurement is not None for trial in trials) >= _N_FEWEST
+    promising = _Promising(problem, tried, fit_beliefs(problem, trials), rng) if is_enough else None
+    while True:
+        vector = promising.find() if promising is not None else None
+        vector = vector or _draw(problem, tried, rng)
+        if vector is None:
             return
-        vector = tuple(map(int, self._space.encode(policy)))
-        if vector not in self._told and vector not in self._pending.values():
-            self._told[vector] = verdict
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns the whole state as JSON values."""
-        return {
-            "n_asks": self._n_asks,
-            "n_suggested": self._n_suggested,
-            "pending": [[number, list(vector)] for number, vector in sorted(self._pending.items())],
-            "told": [[list(vector), _verdict_to_json(verdict)] for vector, verdict in sorted(self._told.items())],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a state that `state_dict` returned."""
-        self._n_asks, self._n_suggested = state["n_asks"], state["n_suggested"]
-        self._pending = {number: tuple(vector) for number, vector in state["pending"]}
-        self._told = {tuple(vector): _verdict_from_json(verdict) for vector, verdict in state["told"]}
-
-    def _trials(self) -> list[Trial]:
-        """Returns what was told, in an order that does not depend on that of telling."""
-        return [
-            Trial(np.array(vector), None if _is_failed(verdict) else verdict.measurement)
-            for vector, verdict in sorted(self._told.items())
-        ]
-
-    def _ranked(self) -> list[Vector]:
-        """Returns the policies with a result, the best first."""
-        known = [
-            (verdict.violation, verdict.objectives[0], vector)
-            for vector, verdict in self._told.items()
-            if verdict.objectives is not None
-        ]
-        return [vector for *_, vector in sorted(known)]
+        yield problem.space.decode(vector)
 
 
-class _Proposer:
-    """The proposals of one batch: beliefs are fitted once, and each proposal is then taken for measured as expected."""
+def _trials(tried: Tried) -> list[Trial]:
+    """Returns what has a verdict, in an order that does not depend on that of telling."""
+    told = [(result.key, result.vector, result.verdict) for result in tried.results.values()]
+    return [
+        # what failed has no measurement at all
+        Trial(vector, verdict.measurement if verdict.measurement != Measurement() else None)
+        for _, vector, verdict in sorted(told, key=lambda entry: entry[0])
+        if verdict is not None
+    ]
 
-    def __init__(
-        self, problem: Problem, trials: Sequence[Trial], ranked: Sequence[Vector], rng: np.random.Generator
-    ) -> None:
-        self._space, self._rng = problem.space, rng
-        is_enough = sum(trial.measurement is not None for trial in trials) >= _N_FEWEST
-        self._beliefs: Beliefs | None = fit_beliefs(problem, trials) if is_enough else None
-        self._starts = np.array(ranked[:_N_STARTS], np.int64).reshape(-1, len(problem.space.dimensions))
+
+class _Promising:
+    """The candidates of one batch and what is believed of them."""
+
+    def __init__(self, problem: Problem, tried: Tried, beliefs: Beliefs, rng: np.random.Generator) -> None:
+        self._space, self._tried, self._rng = problem.space, tried, rng
+        ranked = sorted(tried.known(), key=lambda result: (*result.merit, result.key))[:_N_STARTS]
+        n_dimensions = len(problem.space.dimensions)
+        self._starts = np.array([result.vector for result in ranked], np.int64).reshape(-1, n_dimensions)
+        self._beliefs, self._n_expected = beliefs, 0
         self._pool: np.ndarray | None = None
 
-    def expect(self, vector: np.ndarray) -> None:
-        """Takes a policy for measured, as expected."""
-        if self._beliefs is not None:
-            self._beliefs = self._beliefs.conditioned(vector)
-
-    def propose(self, tried: Tried) -> Vector:
-        """Returns the most promising policy that was not tried; there must be one."""
-        vector = self._promising(tried) if self._beliefs is not None else None
-        vector = vector or self._by_chance(tried)
-        self.expect(np.array(vector))
-        return vector
-
-    def _promising(self, tried: Tried) -> Vector | None:
-        beliefs = self._beliefs
-        if beliefs is None:
-            return None
+    def find(self) -> Vector | None:
+        """Returns the most promising policy that was not tried; None where there is no candidate left."""
+        self._expect()
+        taken, beliefs = self._tried.keys(), self._beliefs
         if self._pool is None:
-            self._pool = self._gather(beliefs, tried)
-        candidates = tried.without(self._pool)
+            self._pool = self._gather(taken)
+        candidates = without(self._pool, taken)
         if not len(candidates):
             return None
         scores = beliefs.score(candidates)
         for _ in range(_N_CLIMBS):
             best = candidates[_best_first(candidates, scores)[:_N_CLIMBERS]]
-            known = Tried({*tried.vectors, *map(tuple, candidates.tolist())})
-            more = known.without(neighbours_of(self._space, best))
+            more = without(neighbours_of(self._space, best), taken | set(map(tuple, candidates.tolist())))
             if not len(more):
                 break
             candidates = np.concatenate([candidates, more])
@@ -161,21 +97,28 @@ class _Proposer:
         self._pool = candidates
         return tuple(map(int, candidates[_best_first(candidates, scores)[0]]))
 
-    def _gather(self, beliefs: Beliefs, tried: Tried) -> np.ndarray:
-        solved = solve_believed(self._space, beliefs, self._starts, tried.vectors)
+    def _expect(self) -> None:
+        """Takes what was proposed and has no verdict yet for measured, as expected."""
+        pending = list(self._tried.pending.values())
+        for policy in pending[self._n_expected :]:
+            self._beliefs = self._beliefs.conditioned(self._tried.results[policy].vector)
+        self._n_expected = len(pending)
+
+    def _gather(self, taken: set[Vector]) -> np.ndarray:
+        solved = solve_believed(self._space, self._beliefs, self._starts, taken)
         starts = np.concatenate([self._starts, solved]) if len(solved) else self._starts
         parts = [solved, random_policies(self._space, _N_RANDOM, self._rng), neighbours_of(self._space, starts)]
         if len(starts):
             parts.append(mutants_of(self._space, starts, _N_MUTANTS, self._rng))
         return np.concatenate([part for part in parts if len(part)])
 
-    def _by_chance(self, tried: Tried) -> Vector:
-        for n in (16, 64, 256):
-            found = tried.without(random_policies(self._space, n, self._rng))
-            if len(found):
-                return tuple(map(int, found[0]))
-        known = np.array(sorted(tried.vectors), np.int64)
-        return tuple(map(int, tried.without(neighbours_of(self._space, known))[0]))
+
+def _draw(problem: Problem, tried: Tried, rng: np.random.Generator) -> Vector | None:
+    for n in _N_DRAWN:
+        found = without(random_policies(problem.space, n, rng), tried.keys())
+        if len(found):
+            return tuple(map(int, found[0]))
+    return None
 
 
 def _best_first(vectors: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -183,27 +126,3 @@ def _best_first(vectors: np.ndarray, scores: np.ndarray) -> np.ndarray:
     rounded = np.array([float(f"{score:.9g}") for score in scores])
     order: np.ndarray = np.lexsort((*vectors.T[::-1], -rounded))
     return order
-
-
-def _is_failed(verdict: Verdict) -> bool:
-    return verdict.measurement == Measurement()
-
-
-def _verdict_to_json(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "id": verdict.id,
-        "objectives": None if verdict.objectives is None else list(verdict.objectives),
-        # JSON has no infinity
-        "violation": verdict.violation if np.isfinite(verdict.violation) else None,
-        "measurement": verdict.measurement.to_json(),
-    }
-
-
-def _verdict_from_json(value: dict[str, Any]) -> Verdict:
-    objectives, violation = value["objectives"], value["violation"]
-    return Verdict(
-        value["id"],
-        None if objectives is None else tuple(objectives),
-        float("inf") if violation is None else violation,
-        Measurement.from_json(value["measurement"]),
-    )

@@ -1,7 +1,6 @@
 """Policies worth a thought: the solver's optima under what is believed, the neighbours of the best, and chance."""
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,17 +9,10 @@ from ...spaces.space import Space
 Vector = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Tried:
-    """Vectors that are not to be proposed again, as tuples."""
-
-    vectors: Set[Vector]
-
-    def without(self, vectors: np.ndarray) -> np.ndarray:
-        """Returns the distinct rows that were not tried, in their order."""
-        kept: dict[Vector, None] = dict.fromkeys(map(tuple, vectors.tolist()))
-        fresh = [vector for vector in kept if vector not in self.vectors]
-        return np.array(fresh, np.int64).reshape(len(fresh), vectors.shape[1])
+def without(vectors: np.ndarray, tried: Set[Vector]) -> np.ndarray:
+    """Returns the distinct rows that were not tried, in their order."""
+    fresh = [vector for vector in dict.fromkeys(map(tuple, vectors.tolist())) if vector not in tried]
+    return np.array(fresh, np.int64).reshape(len(fresh), vectors.shape[1])
 
 
 def neighbours_of(space: Space, starts: np.ndarray) -> np.ndarray:

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..problem import Problem
+from ..solver.additive_cost import weighted_sum
 from .descent import find_cheapest, least_each
-from .prices import Prices, Row, row_of, weighted_sum
+from .prices import Prices, Row, row_of
 from .tried import Result
 
 #: share of a bound by which sums in another order may exceed it

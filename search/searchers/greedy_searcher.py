@@ -18,9 +18,9 @@ import numpy as np
 from ...core.seeds import derive_rng
 from ...spaces.policy import Policy
 from ..problem import Problem
-from ..solver.additive_cost import AdditiveCost
+from ..solver.additive_cost import AdditiveCost, weighted_sum
 from .descent import descend
-from .prices import all_prices, influence_costs, known_prices, weighted_sum
+from .prices import all_prices, influence_costs, known_prices
 from .replaying_searcher import ReplayingSearcher
 from .roles import find_roles, single_changes
 from .tried import Result, Tried

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..budget import BOUNDS
+from ..objectives import BOUND_OF
 from ..problem import Problem
-from ..solver.additive_cost import AdditiveCost
+from ..solver.additive_cost import AdditiveCost, scaled
+from ..solver.program import largest
 from .tried import Result
 
 #: of several sums the largest counts: the bytes alive at each moment
@@ -94,17 +96,6 @@ def influence_costs(problem: Problem, results: Sequence[Result]) -> AdditiveCost
     return learned[0] if learned else None
 
 
-#: objective → the bound on the same quantity
-BOUND_OF = {
-    "latency": "latency_s",
-    "accuracy": "accuracy_drop",
-    "size": "size_bytes",
-    "peak_memory": "peak_memory_bytes",
-    "peak_activation": "peak_activation_bytes",
-    "energy": "energy_j",
-}
-
-
 def _quantities(problem: Problem) -> list[str]:
     bounded = [name for name, *_ in BOUNDS if getattr(problem.budget, name) is not None]
     return list(dict.fromkeys([BOUND_OF[problem.objective], *bounded]))
@@ -125,13 +116,13 @@ def _assemble(problem: Problem, found: dict[str, Peak]) -> Prices:
 def _known(problem: Problem, name: str, graph: tuple[int, ...], results: Sequence[Result]) -> Peak:
     knowledge, reference_s = problem.knowledge, problem.budget.reference_s
     if name == "latency_s" and reference_s is not None and graph in knowledge.latency:
-        cost = _scaled(knowledge.latency[graph], reference_s)
+        cost = scaled(knowledge.latency[graph], reference_s)
         same = [result for result in results if tuple(result.vector[len(problem.space.groups) :].tolist()) == graph]
-        return (_scaled(cost, _scale(problem, name, cost, same) or 1.0),)
+        return (scaled(cost, _scale(problem, name, cost, same) or 1.0),)
     if name == "accuracy_drop" and knowledge.influence:
         cost = AdditiveCost(0.0, knowledge.influence)
         scale = _scale(problem, name, cost, results)
-        return () if scale is None else (_scaled(cost, scale),)
+        return () if scale is None else (scaled(cost, scale),)
     if name == "size_bytes" and knowledge.size_bytes is not None:
         return (knowledge.size_bytes,)
     return knowledge.activation_bytes if name == "peak_activation_bytes" else ()
@@ -183,34 +174,8 @@ def _observations(problem: Problem, name: str, results: Sequence[Result]) -> tup
     return np.array(vectors, int).reshape(len(vectors), len(problem.space.dimensions)), np.array(values, float)
 
 
-def _scaled(cost: AdditiveCost, factor: float) -> AdditiveCost:
-    return weighted_sum([(cost, factor)])
-
-
 def _peak(costs: Peak, vectors: np.ndarray) -> np.ndarray:
-    if not costs:
-        return np.zeros(len(vectors))
-    values: np.ndarray = np.max([cost.value(vectors) for cost in costs], axis=0)
-    return values
-
-
-def weighted_sum(terms: Sequence[tuple[AdditiveCost, float]]) -> AdditiveCost:
-    """Returns the sum of costs times their factors; costs of fewer choices know nothing of the later ones.
-
-    >>> import numpy as np
-    >>> cost = AdditiveCost(1.0, (np.array([0.0, 2.0]),))
-    >>> weighted_sum([(cost, 1.0), (cost, 0.5)]).value(np.array([[1]])).tolist()
-    [4.5]
-    """
-    longest = max((cost.unary for cost, _ in terms), key=len)
-    unary = [np.zeros(len(costs)) for costs in longest]
-    edges: dict[tuple[int, ...], np.ndarray] = {}
-    for cost, factor in terms:
-        for group, costs in enumerate(cost.unary):
-            unary[group] += factor * costs
-        for edge, table in cost.edges.items():
-            edges[edge] = factor * table + edges.get(edge, 0.0)
-    return AdditiveCost(sum(factor * cost.constant for cost, factor in terms), tuple(unary), edges)
+    return largest(costs, vectors) if costs else np.zeros(len(vectors))
 
 
 #: (vector, position) → (n_options,) float64

@@ -1,11 +1,12 @@
 """The solver's optima under what is believed: cautious, as expected, and daring about the budget."""
 
 from collections.abc import Set
+from dataclasses import replace
 
 import numpy as np
 
 from ...spaces.space import Space
-from ..beliefs.beliefs import Beliefs, Believed
+from ..beliefs.beliefs import Beliefs
 from ..solver.additive_cost import AdditiveCost
 from ..solver.front import relaxations
 from ..solver.program import Bound, Program
@@ -39,14 +40,12 @@ def solve_believed(space: Space, beliefs: Beliefs, starts: np.ndarray, tried: Se
         excluded = tuple(vector[:n_groups] for vector in sorted(tried) if vector[n_groups:] == setting)
         untouched = np.zeros((1, len(space.dimensions)), np.int64)
         typical = _in_setting(starts if len(starts) else untouched, setting, n_groups)
-        objective = _rounded(beliefs.objective.mean_costs(setting))
-        for margin in _MARGINS if _is_bounded(beliefs) else _MARGINS[:1]:
-            bounds = tuple(
-                _bound(believed, setting, typical, margin)
-                for believed in (beliefs.objective, *beliefs.bounds)
-                if np.isfinite(believed.quantity.limit)
-            )
-            solution = solve(Program(objective, bounds, excluded), _LIMITS)
+        program = replace(_program(beliefs, setting), excluded=excluded)
+        deviations = [float(np.median(believed.predict(typical)[1])) for believed in beliefs.bounded]
+        for margin in _MARGINS if beliefs.bounded else _MARGINS[:1]:
+            pairs = zip(program.bounds, deviations, strict=True)
+            bounds = tuple(replace(bound, limit=bound.limit - margin * deviation) for bound, deviation in pairs)
+            solution = solve(replace(program, bounds=bounds), _LIMITS)
             if solution.vector is not None:
                 found.append((*solution.vector, *setting))
     return space.canonical(np.array(found, np.int64).reshape(len(found), len(space.dimensions)))
@@ -62,18 +61,25 @@ def believed_reach(space: Space, beliefs: Beliefs, starts: np.ndarray) -> dict[s
         beliefs: of every quantity.
         starts: (n, n_dimensions) integers: the best policies so far; their settings of the graph-wide choices count.
     """
-    bounded = [b for b in (beliefs.objective, *beliefs.bounds) if np.isfinite(b.quantity.limit)]
-    readable = {b.quantity.name: b.quantity.readable for b in bounded}
+    readable = {believed.quantity.name: believed.quantity.readable for believed in beliefs.bounded}
     found: dict[str, float] = {}
     for setting in _settings(space, beliefs, starts):
-        costs = {b.quantity.name: _rounded(b.mean_costs(setting)) for b in bounded}
-        bounds = tuple(Bound(b.quantity.name, costs[b.quantity.name], b.quantity.limit) for b in bounded)
-        objective = _rounded(beliefs.objective.mean_costs(setting))
-        for name, limit in relaxations(Program(objective, bounds), _LIMITS).limits.items():
+        for name, limit in relaxations(_program(beliefs, setting), _LIMITS).limits.items():
             if limit is not None and name != "failure":
                 value = readable[name](limit, 0.0)[0]
                 found[name] = min(value, found.get(name, value))
     return found
+
+
+def _program(beliefs: Beliefs, setting: tuple[int, ...]) -> Program:
+    """Returns what is expected in one setting: the objective, and the bounds at their limits."""
+    return Program(
+        _rounded(beliefs.objective.mean_costs(setting)),
+        tuple(
+            Bound(believed.quantity.name, _rounded(believed.mean_costs(setting)), believed.quantity.limit)
+            for believed in beliefs.bounded
+        ),
+    )
 
 
 def _settings(space: Space, beliefs: Beliefs, starts: np.ndarray) -> list[tuple[int, ...]]:
@@ -93,16 +99,6 @@ def _in_setting(starts: np.ndarray, setting: tuple[int, ...], n_groups: int) -> 
     moved = starts.copy()
     moved[:, n_groups:] = setting
     return moved
-
-
-def _is_bounded(beliefs: Beliefs) -> bool:
-    return any(np.isfinite(believed.quantity.limit) for believed in (beliefs.objective, *beliefs.bounds))
-
-
-def _bound(believed: Believed, setting: tuple[int, ...], typical: np.ndarray, margin: float) -> Bound:
-    deviation = float(np.median(believed.predict(typical)[1]))
-    costs = _rounded(believed.mean_costs(setting))
-    return Bound(believed.quantity.name, costs, believed.quantity.limit - margin * deviation)
 
 
 def _rounded(costs: tuple[AdditiveCost, ...]) -> tuple[AdditiveCost, ...]:

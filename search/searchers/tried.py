@@ -31,6 +31,11 @@ class Result:
     verdict: Verdict | None = None
 
     @property
+    def key(self) -> tuple[int, ...]:
+        """The vector as something that can be compared and stand in a set."""
+        return tuple(self.vector.tolist())
+
+    @property
     def merit(self) -> tuple[float, float]:
         """(violation, objective), the smaller the better; infinite where there is no result."""
         objectives = None if self.verdict is None else self.verdict.objectives
@@ -104,6 +109,10 @@ class Tried:
         """Notes a policy from elsewhere; one outside the space, or known, is left aside."""
         if policy not in self.results and self.space.contains(policy):
             self.results[policy] = self._result(policy, None, verdict)
+
+    def keys(self) -> set[tuple[int, ...]]:
+        """Returns the vectors of everything that was tried."""
+        return {result.key for result in self.results.values()}
 
     def known(self) -> list[Result]:
         """Returns what has a result, the oldest first."""

@@ -100,10 +100,25 @@ def zero_cost(sizes: Sequence[int]) -> AdditiveCost:
     return AdditiveCost(0.0, tuple(np.zeros(size) for size in sizes))
 
 
+def weighted_sum(terms: Sequence[tuple[AdditiveCost, float]]) -> AdditiveCost:
+    """Returns the sum of costs times their factors; costs of fewer choices know nothing of the later ones.
+
+    >>> import numpy as np
+    >>> cost = AdditiveCost(1.0, (np.array([0.0, 2.0]),))
+    >>> weighted_sum([(cost, 1.0), (cost, 0.5)]).value(np.array([[1]])).tolist()
+    [4.5]
+    """
+    longest = max((cost.unary for cost, _ in terms), key=len)
+    unary = [np.zeros(len(costs)) for costs in longest]
+    edges: dict[tuple[int, ...], np.ndarray] = {}
+    for cost, factor in terms:
+        for group, costs in enumerate(cost.unary):
+            unary[group] += factor * costs
+        for edge, table in cost.edges.items():
+            edges[edge] = factor * table + edges.get(edge, 0.0)
+    return AdditiveCost(sum(factor * cost.constant for cost, factor in terms), tuple(unary), edges)
+
+
 def scaled(cost: AdditiveCost, factor: float) -> AdditiveCost:
     """Returns the cost in another unit: everything times a factor."""
-    return AdditiveCost(
-        cost.constant * factor,
-        tuple(costs * factor for costs in cost.unary),
-        {edge: table * factor for edge, table in cost.edges.items()},
-    )
+    return weighted_sum([(cost, factor)])

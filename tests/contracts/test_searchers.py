@@ -20,7 +20,7 @@ from trimtab.search.searchers.evolution_searcher import build_evolution
 from trimtab.search.searchers.greedy_searcher import build_greedy
 from trimtab.search.searchers.optuna_searcher import build_gp, build_nsga2, build_nsga3, build_tpe
 from trimtab.search.searchers.policy_gradient_searcher import build_policy_gradient
-from trimtab.search.searchers.random_searcher import RandomSearcher
+from trimtab.search.searchers.random_searcher import build_random
 from trimtab.search.testing import fake_measurement, informed_problem, small_problem, with_truth
 
 #: these know what to do with knowledge
@@ -33,7 +33,7 @@ MODEL_BASED = {
     "cmaes": build_cmaes,
     **INFORMED,
 }
-FACTORIES = {"random": RandomSearcher, **MODEL_BASED}
+FACTORIES = {"random": build_random, **MODEL_BASED}
 
 
 @pytest.mark.parametrize("check", SEARCHER_CHECKS, ids=lambda check: check.__name__)

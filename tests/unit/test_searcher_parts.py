@@ -17,10 +17,10 @@ from trimtab.search.searchers.evolution_searcher import build_evolution
 from trimtab.search.searchers.fence import Fence
 from trimtab.search.searchers.greedy_searcher import build_greedy
 from trimtab.search.searchers.policy_gradient_searcher import build_policy_gradient
-from trimtab.search.searchers.prices import PricedBound, Prices, all_prices, known_prices, row_of, weighted_sum
+from trimtab.search.searchers.prices import PricedBound, Prices, all_prices, known_prices, row_of
 from trimtab.search.searchers.roles import find_roles
 from trimtab.search.searchers.tried import Tried
-from trimtab.search.solver.additive_cost import AdditiveCost
+from trimtab.search.solver.additive_cost import AdditiveCost, weighted_sum
 from trimtab.search.testing import fake_measurement, informed_problem, policy_of, small_problem, small_space
 from trimtab.spaces.layer import Group
 from trimtab.spaces.policy import Policy
