@@ -189,13 +189,17 @@ def take_batch(split: Split, start: int, batch_size: int) -> Mapping[str, np.nda
     """
     if start >= len(split):
         raise DataError(f"a batch must start before sample {len(split)}, got {start}")
-    indices = np.minimum(np.arange(start, start + batch_size), len(split) - 1)
-    return split.take(indices).inputs
+    return _take_filled(split, np.arange(start, min(start + batch_size, len(split))), batch_size)
+
+
+def _take_filled(split: Split, indices: np.ndarray, batch_size: int) -> Mapping[str, np.ndarray]:
+    """Returns up to a batch of samples, filled up with the last of them."""
+    filled = indices[np.minimum(np.arange(batch_size), len(indices) - 1)]
+    return split.take(filled).inputs
 
 
 def _run_batch(executable: Executable, split: Split, indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    filled = indices[np.minimum(np.arange(batch_size), len(indices) - 1)]
-    outputs = executable.run(split.take(filled).inputs)
+    outputs = executable.run(_take_filled(split, indices, batch_size))
     for position, array in enumerate(outputs):
         if array.ndim == 0 or len(array) != batch_size:
             raise MeasurementError(

@@ -9,10 +9,9 @@ import numpy as np
 
 from ..compressors.edges import find_edges
 from ..core.errors import MeasurementError, PolicyError, SpecError
-from ..hw_profiles.surrogate.surrogate import PairwiseSurrogate
 from ..search.budget import Budget
 from ..search.knowledge import GraphEntries, Knowledge
-from ..search.solver.additive_cost import AdditiveCost
+from ..search.solver.additive_cost import AdditiveCost, scaled
 from ..search.solver.program import Program
 from ..search.solver.solve import solve
 from ..spaces.policy import Policy
@@ -64,9 +63,10 @@ def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
     edges = find_edges(preparation.model, space.groups)
     surrogate = SpaceSurrogate(space, edges, lambda policies: [_price(prices, p) for p in policies], 0, _FIRST)
     found: dict[GraphEntries, AdditiveCost] = {}
-    for combination in _combinations(space):
+    combinations = _combinations(space)
+    for combination in combinations:
         if found and time.perf_counter() - started_s > _ENOUGH_S:
-            _log.info("%d settings are not priced beforehand", _n_combinations(space) - len(found))
+            _log.info("%d settings are not priced beforehand", len(combinations) - len(found))
             break
         try:
             tables = surrogate.surrogate(combination)
@@ -74,7 +74,8 @@ def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
             _log.info("a setting of the graph-wide choices has no price: %s", error)
             continue
         rest = (0,) * (len(space.dimensions) - len(space.groups) - len(combination))
-        found[(*combination, *rest)] = _relative(tables, original)
+        cost = AdditiveCost(tables.constant, tables.unary, tables.boundary)
+        found[(*combination, *rest)] = scaled(cost, 1.0 / original)
         surrogate.effort = _FURTHER
     _log.info("%d settings priced from the kernel table in %.1f s", len(found), time.perf_counter() - started_s)
     return found
@@ -108,18 +109,6 @@ def _combinations(space: Space) -> list[Combination]:
     graph = space.graph
     every = product(range(len(graph.fusion)), (0,), range(len(graph.quantized_ops)), range(len(graph.precision)))
     return sorted(every, key=lambda entries: (sum(entry > 0 for entry in entries), entries))
-
-
-def _n_combinations(space: Space) -> int:
-    return len(space.graph.fusion) * len(space.graph.quantized_ops) * len(space.graph.precision)
-
-
-def _relative(tables: PairwiseSurrogate, original_s: float) -> AdditiveCost:
-    return AdditiveCost(
-        tables.constant / original_s,
-        tuple(costs / original_s for costs in tables.unary),
-        {edge: table / original_s for edge, table in tables.boundary.items()},
-    )
 
 
 def known_sizes(preparation: Preparation) -> AdditiveCost | None:

@@ -12,6 +12,7 @@ from ..search.pareto import pareto_records
 from ..search.problem import Problem
 from ..search.record import Record
 from ..spaces.fit_policy import fit_policy
+from ..spaces.layer import Group
 from ..spaces.policy import Policy
 from .policy_file import load_policy
 from .run_folder import RunFolder
@@ -66,12 +67,11 @@ def _starts_of(name: str, problem: Problem) -> Iterator[tuple[str, Policy]]:
     path = Path(name)
     if path.is_dir():
         for record in _best_of(_read_run(path), problem):
-            yield f"{path.name} #{record.id}", _fit(problem, record.policy, f"{path.name} #{record.id}")
+            label = f"{path.name} #{record.id}"
+            yield label, _fit(problem, record.policy, label)
         return
     file = load_policy(path)
-    fitted = fit_policy(problem.space, file.policy, file.groups)
-    _note_losses(path.name, fitted.lost)
-    yield path.name, fitted.policy
+    yield path.name, _fit(problem, file.policy, path.name, file.groups)
 
 
 def _read_run(path: Path) -> list[Record]:
@@ -92,12 +92,9 @@ def _best_of(records: list[Record], problem: Problem) -> list[Record]:
     return list({record.id: record for record in every}.values())[:_N_RECORDS]
 
 
-def _fit(problem: Problem, policy: Policy, label: str) -> Policy:
-    fitted = fit_policy(problem.space, policy)
-    _note_losses(label, fitted.lost)
+def _fit(problem: Problem, policy: Policy, label: str, groups: tuple[Group, ...] | None = None) -> Policy:
+    fitted = fit_policy(problem.space, policy, groups)
+    if fitted.lost:
+        lost = "; ".join(fitted.lost[:5])
+        _log.warning("search.start: %s is tried without what is not on offer here: %s", label, lost)
     return fitted.policy
-
-
-def _note_losses(label: str, lost: tuple[str, ...]) -> None:
-    if lost:
-        _log.warning("search.start: %s is tried without what is not on offer here: %s", label, "; ".join(lost[:5]))

@@ -9,6 +9,7 @@ from rich.table import Table
 from ..evaluators.measurement import Measurement
 from ..search.answer import describe_relaxation
 from ..search.budget import BOUNDS, Budget
+from ..search.objectives import BOUND_OF
 from ..search.record import Record
 from ..spaces.policy import Policy
 from .pareto import BudgetAnswer, Tried, Untried
@@ -96,10 +97,9 @@ def _describe_budget(budget: Budget) -> str:
 
 def _describe_expected(expected: Mapping[str, tuple[float, float]]) -> str:
     units = {name: (label, factor, unit) for name, label, factor, unit in BOUNDS}
-    units |= {"latency": ("latency", 1e3, "ms"), "size": ("size", 1e-6, "MB"), "energy": ("energy", 1e3, "mJ")}
     parts = []
     for name, (mean, deviation) in expected.items():
-        label, factor, unit = units.get(name, (name, 1.0, ""))
+        label, factor, unit = units[BOUND_OF.get(name, name)]
         error = f" ± {deviation * factor:.2g}" if deviation else ""
         parts.append(f"{label} {mean * factor:.4g}{error} {unit}".rstrip())
     return ", ".join(parts)

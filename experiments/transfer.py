@@ -1,6 +1,5 @@
 """A policy found for one device, priced anew and solved again for another; nothing is run there."""
 
-import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +23,6 @@ from .preparation import Preparation, prepare
 from .spec import Spec
 from .spec_file import load_spec
 
-_log = logging.getLogger(__name__)
-
-#: how much more of the output the solved policy may change than the given one: influences are estimates
-_SLACK = 1.0
 #: seconds that the solver may take for one setting of the graph-wide choices
 _LIMITS = Limits(relative_gap=1e-3, time_limit_s=10.0)
 
@@ -111,8 +106,8 @@ def _solve(preparation: Preparation, knowledge: Knowledge, policy: Policy) -> It
     space = preparation.space
     n_groups = len(space.groups)
     vector = space.encode(policy)
-    limit = _influence(knowledge).value(vector[None])[0] * _SLACK
-    bound = Bound("influence", (_influence(knowledge),), float(limit))
+    influence = _influence(knowledge)
+    bound = Bound("influence", (influence,), float(influence.value(vector[None])[0]))
     costs = knowledge.latency or (
         {tuple(map(int, vector[n_groups:])): knowledge.size_bytes} if knowledge.size_bytes is not None else {}
     )

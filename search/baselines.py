@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.recovery import Recovery
 from ..spaces.space import Space
 from ..spaces.treatment import Treatment
+
+Item = TypeVar("Item")
 
 #: uniform policies of two techniques that are tried; a space of all techniques holds hundreds
 _MAX_HYBRIDS = 12
@@ -45,7 +48,7 @@ def _candidates(space: Space) -> Iterator[tuple[str, Policy]]:
                 yield f"uniform {treatment.label}{label}", space.uniform(treatment, graph, recovery[0])
         for trained in recovery[1:]:
             yield f"uniform {treatment.label} {trained.label}", space.uniform(treatment, _default(space), trained)
-    yield from _spread(list(_hybrids(space, single, list(treatments))), _MAX_HYBRIDS)
+    yield from spread(list(_hybrids(space, single, list(treatments))), _MAX_HYBRIDS)
 
 
 def _hybrids(space: Space, single: Sequence[Treatment], every: Sequence[Treatment]) -> Iterator[tuple[str, Policy]]:
@@ -72,8 +75,8 @@ def _both(space: Space, treatments: Sequence[Treatment], graph: GraphTreatment, 
     return Policy(chosen, graph, recovery)
 
 
-def _spread(found: Sequence[tuple[str, Policy]], n: int) -> Sequence[tuple[str, Policy]]:
-    """Returns up to n of them, evenly from the whole list."""
+def spread(found: Sequence[Item], n: int) -> Sequence[Item]:
+    """Returns up to n of them, at least two, evenly from the whole list."""
     if len(found) <= n:
         return found
     return [found[round(i * (len(found) - 1) / (n - 1))] for i in range(n)]

@@ -18,10 +18,10 @@ from ..spaces.policy import Policy
 from .answer import find_best, merit
 from .goal import Goal
 from .journal import Journal
-from .objectives import objective_value, objective_vector
+from .objectives import objective_value
 from .problem import Problem
 from .record import Record, Status
-from .searcher import Searcher, Suggestion, Verdict, build_searcher
+from .searcher import Searcher, Suggestion, Verdict, build_searcher, give_verdict
 from .worker_pool import Job, Outcome, WorkerPool
 
 _log = logging.getLogger(__name__)
@@ -229,9 +229,7 @@ class _Search:
             return Verdict(suggestion_id, None, math.inf, record.measurement)
         if record.status is not Status.COMPLETE:
             return Verdict(suggestion_id, None, 0.0)
-        objectives = objective_vector(self._problem.objective, record.measurement, self._problem.budget)
-        violation = 0.0 if objectives is None else self._problem.budget.violation(record.measurement)
-        return Verdict(suggestion_id, objectives, violation, record.measurement)
+        return give_verdict(self._problem, suggestion_id, record.measurement)
 
     def _has_stalled(self, n_done: int, n_baselines: int) -> bool:
         """Whether the last `patience` trials brought nothing better; coming closer to the budget counts too."""

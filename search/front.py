@@ -1,10 +1,12 @@
 """What the solver makes of the knowledge alone: policies for a range of accuracies, before any trial."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
 from ..spaces.policy import Policy
+from .baselines import spread
+from .pareto import pareto_front
 from .problem import Problem
 from .solver.additive_cost import AdditiveCost
 from .solver.front import sweep
@@ -36,11 +38,9 @@ def known_front(problem: Problem, n: int) -> tuple[Policy, ...]:
             policy = problem.space.decode([*(solution.vector or ()), *setting])
             point = (solution.bound_values["influence"], solution.value or 0.0)
             found[policy] = min(point, found.get(policy, point))
-    front = [policy for policy, point in found.items() if not _is_dominated(point, found.values())]
-    front.sort(key=lambda policy: found[policy])
-    if len(front) <= n:
-        return tuple(front)
-    return tuple(front[round(i * (len(front) - 1) / (n - 1))] for i in range(n))
+    policies = list(found)
+    front = [policies[i] for i in pareto_front(list(found.values()))]
+    return tuple(spread(sorted(front, key=lambda policy: found[policy]), n))
 
 
 def _costs(problem: Problem) -> Iterator[tuple[tuple[int, ...], AdditiveCost]]:
@@ -50,7 +50,3 @@ def _costs(problem: Problem) -> Iterator[tuple[tuple[int, ...], AdditiveCost]]:
         yield from knowledge.latency.items()
     elif knowledge.size_bytes is not None:
         yield (0,) * (len(space.dimensions) - len(space.groups)), knowledge.size_bytes
-
-
-def _is_dominated(point: tuple[float, float], others: Iterable[tuple[float, float]]) -> bool:
-    return any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in others)

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from ..core.registry import Registry
 from ..evaluators.measurement import Measurement
 from ..spaces.policy import Policy
+from .objectives import objective_vector
 from .problem import Problem
 
 
@@ -32,6 +33,13 @@ class Verdict:
     violation: float
     #: all that was measured, for searchers that model each quantity; also what is known of a trial that was stopped
     measurement: Measurement = field(default_factory=Measurement)
+
+
+def give_verdict(problem: Problem, number: int, measurement: Measurement) -> Verdict:
+    """Returns the verdict on a suggestion that was measured: without objectives where one of them is missing."""
+    objectives = objective_vector(problem.objective, measurement, problem.budget)
+    violation = 0.0 if objectives is None else problem.budget.violation(measurement)
+    return Verdict(number, objectives, violation, measurement)
 
 
 class Searcher(Protocol):

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from ..core.errors import RunError
 from ..spaces.policy import Policy
 from ..spaces.space import Space
-from .objectives import objective_vector
-from .searcher import Searcher, Suggestion, Verdict
+from .searcher import Searcher, Suggestion, Verdict, give_verdict
 from .testing import fake_measurement, policy_of, small_problem, small_space, synthetic_problem, with_truth
 
 SearcherFactory = Callable[..., Searcher]
@@ -19,10 +18,7 @@ SearcherFactory = Callable[..., Searcher]
 
 def judge(space: Space, suggestion: Suggestion) -> Verdict:
     """Returns the verdict of the synthetic problem on a suggestion."""
-    measurement = fake_measurement(space, suggestion.policy)
-    budget = synthetic_problem(space).budget
-    objectives = objective_vector("latency", measurement, budget)
-    return Verdict(suggestion.id, objectives, budget.violation(measurement), measurement)
+    return give_verdict(synthetic_problem(space), suggestion.id, fake_measurement(space, suggestion.policy))
 
 
 def run_synthetic(searcher: Searcher, space: Space, *, n_trials: int, batch_size: int = 4) -> float:

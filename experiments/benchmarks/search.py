@@ -28,8 +28,7 @@ from rich.table import Table
 from ...core.cache import cache_folder
 from ...core.errors import MeasurementError, PolicyError
 from ...core.files import write_json
-from ...search.objectives import objective_vector
-from ...search.searcher import Verdict, build_searcher
+from ...search.searcher import Verdict, build_searcher, give_verdict
 from ...spaces.policy import Policy
 from ..tabulated.synthetic import SyntheticProblem, SyntheticShape, make_synthetic
 from ..tabulated.tabulated_problem import PROBLEMS, TabulatedProblem, load_problem
@@ -102,13 +101,10 @@ def _trace(problem: AnyProblem, run: Run) -> Iterator[Policy]:
 
 
 def _judge(problem: AnyProblem, policy: Policy, number: int) -> Verdict:
-    question = problem.problem
     try:
-        measurement = problem.measure(policy)
+        return give_verdict(problem.problem, number, problem.measure(policy))
     except (PolicyError, MeasurementError):
         return Verdict(number, None, 0.0)
-    objectives = objective_vector(question.objective, measurement, question.budget)
-    return Verdict(number, objectives, question.budget.violation(measurement), measurement)
 
 
 def _plain_nsga2(problem: AnyProblem, run: Run) -> Iterator[Policy]:

@@ -174,7 +174,7 @@ def _refine(problem: Problem, tried: Tried, result: Result) -> Iterator[Policy]:
     singles = single_changes(space, start)
     moves = np.concatenate([singles, _swaps(singles, start, prices.load(singles), prices.value(singles))])
     order = np.lexsort((prices.value(moves), prices.excess(moves)))
-    graph_wide = _graph_changes(problem, start)
+    graph_wide = iter(single_changes(space, start, range(len(space.groups), len(start))))
     for n, k in enumerate(order):
         if n % _N_BETWEEN == _N_BETWEEN - 1:
             yield from (space.decode(vector) for vector in [next(graph_wide, None)] if vector is not None)
@@ -193,13 +193,3 @@ def _swaps(singles: np.ndarray, start: np.ndarray, load: np.ndarray, value: np.n
     swapped = np.where(second != start, second, first)
     pairs: np.ndarray = swapped[(swapped != start).sum(axis=1) == 2]
     return pairs
-
-
-def _graph_changes(problem: Problem, start: np.ndarray) -> Iterator[np.ndarray]:
-    sizes = list(problem.space.dimensions.values())
-    for position in range(len(problem.space.groups), len(sizes)):
-        for entry in range(sizes[position]):
-            if entry != start[position]:
-                vector = start.copy()
-                vector[position] = entry
-                yield vector

@@ -1,6 +1,7 @@
 """Choices that belong together: the same layer of every block."""
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,10 +18,18 @@ def find_roles(space: Space) -> list[list[int]]:
     return list(roles.values()) or [[0]]
 
 
-def single_changes(space: Space, vector: np.ndarray) -> np.ndarray:
-    """Returns (n, n_dimensions) int64: every vector that differs from this one in the option of one group."""
-    pairs = [(g, o) for g, options in enumerate(space.options) for o in range(len(options)) if o != vector[g]]
+def single_changes(space: Space, vector: np.ndarray, positions: Iterable[int] | None = None) -> np.ndarray:
+    """Returns (n, n_dimensions) int64: every vector that differs from this one in one choice.
+
+    Args:
+        space: of the vector.
+        vector: (n_dimensions,) integers.
+        positions: of the choices; None: those of the groups.
+    """
+    sizes = list(space.dimensions.values())
+    chosen = range(len(space.groups)) if positions is None else positions
+    pairs = [(position, entry) for position in chosen for entry in range(sizes[position]) if entry != vector[position]]
     changed = np.repeat(vector[None], len(pairs), axis=0)
-    for row, (group, option) in enumerate(pairs):
-        changed[row, group] = option
+    for row, (position, entry) in enumerate(pairs):
+        changed[row, position] = entry
     return changed
