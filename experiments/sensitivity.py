@@ -18,7 +18,6 @@ from ..core.files import canonical_json
 from ..core.names import describe_unknown
 from ..evaluators.accuracy import run_split
 from ..evaluators.dataset import Split
-from ..spaces.layer import Group
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.rules import Dropped
 from ..spaces.space import Space
@@ -233,7 +232,7 @@ class _Bench:
         group, option = self.preparation.space.groups[pair[0]], self.preparation.space.options[pair[0]][pair[1]]
         ranges = [self._graph.calibration] if option.is_static else []
         rounding = [self._graph.rounding] if option.is_quantized else []
-        return canonical_json([list(_members(group)), option.to_json(), *ranges, *rounding])
+        return canonical_json([list(group.members), option.to_json(), *ranges, *rounding])
 
     def _by_gradient(self, missing: Mapping[int, Sequence[int]]) -> Iterable[Sequence[Outcome]]:
         if not missing:
@@ -241,7 +240,7 @@ class _Bench:
         space = self.preparation.space
         writer = SegmentWriter(self.preparation.pipeline.stage, self._graph)
         meter = GradientMeter(writer, _gradients(), self.samples.inputs)
-        wanted = [(_members(space.groups[g]), [space.options[g][o] for o in entries]) for g, entries in missing.items()]
+        wanted = [(space.groups[g].members, [space.options[g][o] for o in entries]) for g, entries in missing.items()]
         return meter.measure(wanted)
 
     def _by_divergence(self, missing: Mapping[int, Sequence[int]]) -> Iterator[Sequence[Outcome]]:
@@ -272,10 +271,6 @@ def _judge(outcome: Outcome) -> Outcome:
     if isinstance(outcome, str) or np.isfinite(outcome):
         return outcome
     return f"its influence on the output must be finite, and it is {outcome}"
-
-
-def _members(group: Group) -> tuple[str, ...]:
-    return group.layers if group.kind == "layers" else (group.name,)
 
 
 def _gradients() -> OpenGradients:

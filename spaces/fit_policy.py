@@ -54,8 +54,7 @@ def _by_group(space: Space, policy: Policy, groups: tuple[Group, ...]) -> dict[s
     by_layer = spread_groups(groups, policy)
     found = {}
     for group in space.groups:
-        members = group.layers if group.kind == "layers" else (group.name,)
-        treatments = {by_layer.get(member, Treatment()) for member in members}
+        treatments = {by_layer.get(member, Treatment()) for member in group.members}
         if len(treatments) == 1:
             found[group.name] = treatments.pop()
     return found

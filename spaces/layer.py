@@ -60,6 +60,11 @@ class Group:
     #: ``layers``, or one of `STRUCTURE_KINDS`: then only pruning is on offer, and a layer stands in other groups too
     kind: str = "layers"
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """What a treatment of the group treats: its layers, or the structure itself."""
+        return self.layers if self.kind == "layers" else (self.name,)
+
 
 def fingerprint_layers(layers: tuple[Layer, ...]) -> str:
     """Returns a digest of names, kinds and weight shapes: equal after retraining, different after surgery."""

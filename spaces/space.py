@@ -208,7 +208,7 @@ def build_space(groups: Sequence[Group], options: Mapping[str, Sequence[Treatmen
 
 def spread_groups(groups: Sequence[Group], policy: Policy) -> dict[str, Treatment]:
     """Returns name → treatment of the layers, and of the structures, that a policy does not leave as they are."""
-    members = {group.name: group.layers if group.kind == "layers" else (group.name,) for group in groups}
+    members = {group.name: group.members for group in groups}
     return {name: treatment for group, treatment in policy.groups for name in members[group]}
 
 
