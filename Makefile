@@ -23,7 +23,7 @@ env: $(READY) ## make .venv
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,tune,dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[torch,openvino,profile,tune,report,agent,store,serve,mlflow,docs,dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps $(CARRIERS)
 	touch $@
 

@@ -17,7 +17,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 5
 #: what talks to a person at a terminal may print
-MAY_PRINT = re.compile(r"experiments/(cli\w*|terminal\w*|benchmarks/\w+)\.py")
+MAY_PRINT = re.compile(r"experiments/(commands/\w+|terminal\w*|benchmarks/\w+)\.py")
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .outcome import named_errors, open_console
+
 if TYPE_CHECKING:
     from ...hw_profiles.kernels.kernel_table import KernelTable
     from ...hw_profiles.kernels.table_identity import Scalar, TableIdentity
@@ -28,9 +30,7 @@ def show(
     ] = None,
 ) -> None:
     """Summarise a kernel table: whose it is, how many kernels per operator, graphs, sources."""
-    from ..cli import _named_errors
-
-    with _named_errors():
+    with named_errors():
         if table is None:
             _list_all()
             return
@@ -48,9 +48,7 @@ def export(
     setting: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, a further setting; may be repeated.")] = None,
 ) -> None:
     """Write all that is known of this device, shipped and measured, to one file."""
-    from ..cli import _named_errors
-
-    with _named_errors():
+    with named_errors():
         from ...core.errors import TableError
         from ...hw_profiles.kernels.shipped import open_table
         from ..cache import cache_folder
@@ -70,9 +68,7 @@ def export(
 @app.command("import")
 def import_table(file: _File) -> None:
     """Add a table to this user's own; one of another device, runtime or settings is refused."""
-    from ..cli import _named_errors
-
-    with _named_errors():
+    with named_errors():
         from ...hw_profiles.kernels.shipped import user_table_path
         from ...hw_profiles.kernels.table_file import read_table, update_table
         from ..cache import cache_folder
@@ -92,9 +88,7 @@ def merge(
     out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
 ) -> None:
     """Write what two tables of one device, runtime and settings hold to one file."""
-    from ..cli import _named_errors
-
-    with _named_errors():
+    with named_errors():
         from ...hw_profiles.kernels.table_file import read_table
 
         table = read_table(first)
@@ -106,9 +100,7 @@ def merge(
 @app.command()
 def repair(file: _File) -> None:
     """Write a damaged table anew from its intact lines; the damaged file is kept beside it."""
-    from ..cli import _named_errors
-
-    with _named_errors():
+    with named_errors():
         from ...hw_profiles.kernels.table_file import repair_table
 
         salvage, aside = repair_table(file)
@@ -122,9 +114,7 @@ def repair(file: _File) -> None:
 
 
 def _say(text: str) -> None:
-    from ..cli import _console
-
-    _console().print(text, markup=False, soft_wrap=True)
+    open_console().print(text, markup=False, soft_wrap=True)
 
 
 @app.command("import-csv")
@@ -137,9 +127,7 @@ def import_csv(
     keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave bad lines out.")] = False,
 ) -> None:
     """Make the kernel table of a board without a runtime here from a CSV file (docs/lut-format.md)."""
-    from ..cli import _console, _named_errors
-
-    with _named_errors():
+    with named_errors():
         from ...core.errors import SpecError
         from ...hw_profiles.boards.board import read_board_name
         from ...hw_profiles.kernels.csv_table import read_csv_table
@@ -149,7 +137,7 @@ def import_csv(
         device = read_board_name(board) if board is not None else str(name)
         found = read_csv_table(file, device=device, threads=threads, keep_going=keep_going)
         _write_new(out, found.table)
-        console = _console()
+        console = open_console()
         console.print(f"wrote {out}: {found.describe()}", markup=False, soft_wrap=True)
         for reason in found.refused[:_MAX_SOURCES]:
             console.print(f"  refused {reason}", markup=False, soft_wrap=True)
@@ -219,14 +207,12 @@ def _list_all() -> None:
 
 
 def _print_summary(path: Path, table: "KernelTable") -> None:
-    from ..cli import _console
-
     # a profile or a search numbers its measurements
     sources = Counter(re.sub(r"( trial)? #?\d+$", "", source) for source in table.sources)
     _say(f"{path}: {_describe_size(table)}")
     _say(_describe_identity(table.identity))
     _say(f"instruction sets: {', '.join(table.identity.features) or 'none known'}")
-    _console().print(_tabulate_kernels(table))
+    open_console().print(_tabulate_kernels(table))
     for model, n_graphs in sorted(Counter(graph.model for graph in table.graphs).items()):
         _say(f"{n_graphs} whole graphs of {model}")
     for source, n_measurements in sorted(sources.items())[:_MAX_SOURCES]:

@@ -1,0 +1,1 @@
+"""The commands of ``trimtab``, one file per thing that people come for."""
