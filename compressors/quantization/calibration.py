@@ -1,7 +1,7 @@
 """Activation ranges: statistics once per model, ranges per method from the same statistics."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +24,14 @@ class Histogram:
     edges: np.ndarray
     minimum: float
     maximum: float
+    #: method → range, once it was chosen: by entropy it takes a tenth of a second, and many stages share a histogram
+    _ranges: dict[str, "Range"] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def range_by(self, method: str) -> "Range":
+        """Returns the range that a method keeps; see `choose_range`."""
+        if method not in self._ranges:
+            self._ranges[method] = choose_range(self, method)
+        return self._ranges[method]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +101,9 @@ class LazyRanges(Mapping[str, Range]):
     def __init__(self, histograms: Mapping[str, Histogram], method: str) -> None:
         self._histograms = histograms
         self._method = method
-        self._chosen: dict[str, Range] = {}
 
     def __getitem__(self, name: str) -> Range:
-        if name not in self._chosen:
-            self._chosen[name] = choose_range(self._histograms[name], self._method)
-        return self._chosen[name]
+        return self._histograms[name].range_by(self._method)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._histograms)
