@@ -1,6 +1,7 @@
 """The end of a search: finalists timed together, scored on the test split, the winner written down."""
 
 import importlib.metadata
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -126,13 +127,21 @@ def _special_rows(preparation: Preparation, records: Sequence[Record], budget: B
         found["original"] = by_policy[Policy({})]
     if default in by_policy and default != Policy({}):
         found["runtime default"] = by_policy[default]
-    return found | _best_uniform(complete, budget, preparation.spec.objective)
+    return found | _best_uniform(records, budget, preparation.spec.objective)
 
 
 def _best_uniform(records: Sequence[Record], budget: Budget, objective: str) -> dict[str, Record]:
     uniform = [r for r in records if r.origin.startswith("baseline:uniform")]
     ranked = rank_records(uniform, budget, objective)
-    return {"best uniform": ranked[0]} if ranked else {}
+    # where all of them lose so much that the search stopped them early, the table shows what the least bad one loses
+    stopped = [r for r in uniform if r.status is Status.PRUNED and r.measurement.accuracy_drop is not None]
+    best = ranked[0] if ranked else min(stopped, key=_drop, default=None)
+    return {} if best is None else {"best uniform": best}
+
+
+def _drop(record: Record) -> float:
+    drop = record.measurement.accuracy_drop
+    return math.inf if drop is None else drop.mean
 
 
 def _equals_uniform(winner: Record | None, uniform: Record | None, finals: dict[int, Measurement]) -> bool:

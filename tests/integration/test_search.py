@@ -328,3 +328,19 @@ def test_the_plan_of_an_onnx_model_runs_no_trial(workplace):
     assert (ended.exit_code, ended.stderr) == (0, "")
     assert "w1" in ended.stdout
     assert not (workplace.path / "runs").exists()
+
+
+def test_uniform_policies_that_lose_too_much_stand_in_the_table_all_the_same(workplace):
+    crowd = "tiny:many_vectors"
+    spec = workplace.write_spec(
+        data=crowd, space=[{"layers": "*", "binarize": ["none", "binary"]}], graph=PLAIN_GRAPH, objective="size",
+        budget={"accuracy_drop": 0.01}, search={"trials": 4},
+    )  # fmt: skip
+    found = json.loads(workplace.call("search", spec, "--json").stdout)
+    records = read_records(workplace.path / found["run"])
+    uniform = [record for record in records.values() if record["origin"].startswith("baseline:uniform")]
+    assert {record["status"] for record in uniform} == {"PRUNED"}
+    row = next(row for row in found["rows"] if row["label"] == "best uniform")
+    assert (row["trial"], row["feasible"]) == (uniform[0]["id"], False)
+    # the search stopped after a part; the table knows all of the validation split
+    assert row["final"]["accuracy"]["n"] == 512 > uniform[0]["measurement"]["accuracy"]["n"]

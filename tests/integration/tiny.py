@@ -113,6 +113,11 @@ def vectors(**replaced):
     return Dataset(**{**splits, "metric": "agreement", **replaced})
 
 
+def many_vectors():
+    """As `vectors`, with enough of them for a clear loser to be stopped early."""
+    return vectors(validation=Split({"x": np.random.default_rng(2).normal(size=(512, 1024)).astype(np.float32)}))
+
+
 class SlowDevice(SimulatedDevice):
     """Takes a moment to load, so that there is time to interrupt a search."""
 
