@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from scipy.stats import kendalltau
 
 from ...compressors.artifact import Artifact
 from ...core.yaml_file import read_yaml
@@ -203,15 +204,8 @@ def compare(board: Path, subject: Subject) -> None:
     print(
         f"{subject.name}: {len(rows)} policies, mean absolute error {np.abs(miss).mean():.1%}, "
         f"bias {miss.mean():+.1%}, worst {np.abs(miss).max():.1%}, within 10 % {near:.0%}, "
-        f"Kendall tau {_kendall(priced, measured):.2f}"
+        f"Kendall tau {kendalltau(priced, measured).statistic:.2f}"
     )
-
-
-def _kendall(first: np.ndarray, second: np.ndarray) -> float:
-    """Kendall's tau of two (n,) arrays without ties."""
-    n = len(first)
-    signs = np.sign(np.subtract.outer(first, first)) * np.sign(np.subtract.outer(second, second))
-    return float(signs.sum() / (n * (n - 1)))
 
 
 def main() -> None:

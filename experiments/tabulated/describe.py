@@ -3,6 +3,7 @@
 import numpy as np
 from rich.console import Console
 from rich.table import Table as Rows
+from scipy.stats import spearmanr
 
 from ...search.knowledge import Knowledge
 from .tabulated_problem import PROBLEMS, TabulatedProblem, load_problem
@@ -67,24 +68,7 @@ def foreseen_drop(knowledge: Knowledge, problem: TabulatedProblem) -> str:
         return "–"
     summed = np.sum([scores[table.vectors[:, g]] for g, scores in enumerate(knowledge.influence)], axis=0)
     complete = table.is_complete
-    return f"ρ {rank_correlation(summed[complete], table.columns['drop'][complete]):.3f}"
-
-
-def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns Spearman's ρ, ties at their mean rank (Kendall and Stuart 1977, section 31.24).
-
-    Args:
-        first: (n,) float64.
-        second: (n,) float64.
-    """
-    return float(np.corrcoef(_ranks(first), _ranks(second))[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: np.ndarray = (ends - (counts - 1) / 2.0)[inverse]
-    return ranks
+    return f"ρ {spearmanr(summed[complete], table.columns['drop'][complete]).statistic:.3f}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from trimtab.evaluators.measurement import Estimate
 from trimtab.experiments.tabulated import measure
 from trimtab.experiments.tabulated.assemble import assemble_table, measure_noise
 from trimtab.experiments.tabulated.chain_optimum import Chain, find_chain_optimum
-from trimtab.experiments.tabulated.describe import rank_correlation
 from trimtab.experiments.tabulated.hypervolume import hypervolume
 from trimtab.experiments.tabulated.measurings import MeasuringJournal, Measurings, Timing, read_measurings
 from trimtab.experiments.tabulated.regret import Optimum
@@ -84,13 +83,6 @@ def test_a_point_beyond_the_reference_adds_nothing() -> None:
 def test_a_hypervolume_of_four_axes_is_refused() -> None:
     with pytest.raises(SpecError, match="n, 2"):
         hypervolume(np.zeros((1, 4)), np.ones(4))
-
-
-def test_spearman_counts_ties_by_their_mean_rank() -> None:
-    stats = pytest.importorskip("scipy.stats")
-    rng = np.random.default_rng(0)
-    first, second = rng.integers(0, 5, 60).astype(float), rng.normal(size=60)
-    assert rank_correlation(first, second) == pytest.approx(stats.spearmanr(first, second).statistic)
 
 
 def test_every_policy_of_a_space_has_one_vector() -> None:
