@@ -1,0 +1,162 @@
+"""Explains a policy: from the run that found it, from its file, or from an artifact."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from ...core.errors import RunError, SpecError
+from ...core.files import read_json
+from ...evaluators.measurement import Measurement
+from ...search.answer import rank_records
+from ...search.budget import Budget
+from ...search.journal import read_records
+from ...search.knowledge import Knowledge
+from ...search.problem import Problem
+from ...search.record import Record, Status
+from ...spaces.layer import Layer
+from ..budgets import resolve_budget
+from ..manifest import read_manifest
+from ..policy_file import PolicyFile, load_policy
+from ..run_folder import RunFolder
+from ..spec import Spec
+from ..spec_file import load_spec
+from .explanation import Explanation
+from .outlook import Outlook
+from .rows import Own, explain_file, explain_group
+from .words import describe_graph
+
+
+def explain(source: str | Path) -> Explanation:
+    """Explains a policy file, an artifact's folder or a run's folder.
+
+    Raises:
+        SpecError: (or RunError, ArtifactError) it is none of these, or cannot be read.
+    """
+    path = Path(source)
+    if (path / "spec.yaml").is_file():
+        return explain_run(RunFolder.open(path))
+    if (path / "manifest.json").is_file():
+        manifest = read_manifest(path)
+        return replace(explain_policy(load_policy(path / "policy.json")), promise=manifest.promise.measurement)
+    if path.is_dir():
+        raise SpecError(f"{path} must be a run (with spec.yaml), an artifact (with manifest.json) or a policy.json")
+    return explain_policy(load_policy(path))
+
+
+def explain_policy(file: PolicyFile) -> Explanation:
+    """Says what a policy file does, layer by layer; why, only its run knows."""
+    note = "latencies, sensitivities and reasons stand in the folder of the run that found the policy"
+    return Explanation(file, explain_file(file), graph=describe_graph(file.policy), notes=(note,))
+
+
+def explain_run(run: RunFolder) -> Explanation:
+    """Says why the best policy of a run, while it still goes on the best so far, is as it is.
+
+    Nothing is built or measured: everything comes from the run's journal and from what it knew before its first trial.
+    Where no policy keeps the budget, the one that comes nearest is explained.
+
+    Raises:
+        RunError: the run is damaged, or has measured nothing yet.
+    """
+    spec, original, space = load_spec(run.spec), run.read_original(), run.read_space()
+    if original is None or space is None:
+        raise RunError(f"{run.path} has measured nothing yet, or was begun by an earlier version; let the search go on")
+    problem = Problem(space, resolve_budget(spec, original), spec.objective, run.read_knowledge() or Knowledge())
+    records = [record for record in read_records(run.journal) if space.contains(record.policy)]
+    result = _read_result(run)
+    best, file, notes = _find_policy(run, spec, problem, records)
+    own = run.read_finals().get(best.id, best.measurement)
+    slowness = _slowness(problem.budget, own)
+    outlook = Outlook.of(problem, records, space.encode(file.policy), slowness=slowness)
+    latency_s = None if own.latency is None else own.latency.median_s
+    layers = {layer.name: layer for layer in file.layers}
+    achieved = Own(latency_s, None if own.accuracy_drop is None else own.accuracy_drop.mean)
+    return Explanation(
+        policy=file,
+        rows=tuple(explain_group(outlook, g, layers, achieved) for g in range(len(space.groups))),
+        promise=result.get("best policy", own),
+        original=result.get("original", original),
+        budget=problem.budget,
+        objective=spec.objective,
+        graph=describe_graph(file.policy),
+        notes=(*notes, *_say_sources(problem, records)),
+    )
+
+
+def _find_policy(
+    run: RunFolder, spec: Spec, problem: Problem, records: Sequence[Record]
+) -> tuple[Record, PolicyFile, tuple[str, ...]]:
+    """Returns the record and the file of the policy that is explained, and what has to be said of it.
+
+    Raises:
+        RunError: nothing was measured.
+    """
+    if run.policy.is_file():
+        file = load_policy(run.policy)
+        found = [record for record in records if record.policy == file.policy and record.status is Status.COMPLETE]
+        if not found:
+            raise RunError(f"{run.policy} is no policy of the journal {run.journal}; resume the run")
+        winner = _read_winner(run)
+        return next((record for record in found if record.id == winner), found[0]), file, ()
+    ranked = rank_records(records, problem.budget, problem.objective)
+    if not ranked:
+        raise RunError(f"{run.path} has measured nothing yet; let the search go on")
+    best = ranked[0]
+    treated = {name for name, _ in best.policy.groups}
+    file = PolicyFile(
+        policy=best.policy,
+        groups=tuple(group for group in problem.space.groups if group.name in treated),
+        layers=_read_layers(run),
+        target=spec.target.to_target(),
+        ranges={},
+        origin={"run": run.path.name, "trial": best.id},
+    )
+    keeps = problem.budget.violation(best.measurement) == 0.0
+    what = "the best so far: the search has not ended" if keeps else "the nearest: no policy keeps the budget"
+    return best, file, (f"trial {best.id} is {what}",)
+
+
+def _slowness(budget: Budget, own: Measurement) -> float:
+    normalised = budget.normalised_latency_s(own)
+    return 1.0 if own.latency is None or not normalised else own.latency.median_s / normalised
+
+
+def _read_layers(run: RunFolder) -> tuple[Layer, ...]:
+    content = read_json(run.path / "space.json", noun="space of a run", error=RunError)
+    try:
+        return tuple(
+            Layer(str(name), str(kind), tuple(int(n) for n in shape), (), 0, 0)
+            for name, kind, shape in content["layers"]
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"the space of {run.path} is damaged: {error!r}; start a new search") from error
+
+
+def _read_winner(run: RunFolder) -> int | None:
+    content = read_json(run.result, noun="result of a run", error=RunError) if run.result.is_file() else {}
+    winner = content.get("winner") if isinstance(content, dict) else None
+    return winner if isinstance(winner, int) else None
+
+
+def _read_result(run: RunFolder) -> dict[str, Measurement]:
+    """Returns label of the final table → its measurement, the accuracy that of the test split; empty before the end."""
+    if not run.result.is_file():
+        return {}
+    content = read_json(run.result, noun="result of a run", error=RunError)
+    try:
+        return {str(row["label"]): Measurement.from_json({**row["final"], **row["test"]}) for row in content["rows"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{run.result} is damaged: {error!r}; resume the run") from error
+
+
+def _say_sources(problem: Problem, records: Sequence[Record]) -> tuple[str, ...]:
+    """Says where the numbers come from, and which are not known."""
+    n_measured = sum(record.status is Status.COMPLETE for record in records)
+    knowledge = problem.knowledge
+    latency = "prices of the kernel table, corrected by" if knowledge.latency else "not known, but where they come from"
+    lines = [f"changes of latency: {latency} {n_measured} trials"]
+    if not knowledge.influence:
+        lines.append("sensitivities are not known: this search did not measure them")
+    if knowledge.size_bytes is None:
+        lines.append("sizes of treated weights are not known")
+    return tuple(lines)
