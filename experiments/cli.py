@@ -1,12 +1,13 @@
 """The command line: a thin skin over `trimtab.search`, `resume`, `apply`, `verify` and their kin.
 
-Exit codes: 0 done · 1 a promise is broken or an artifact was altered · 2 bad input · 3 no policy keeps the budget ·
-4 workers were lost or the machine is too unquiet, resume later · 130 interrupted, resume later.
+Exit codes: 0 done · 1 a promise is broken, an artifact was altered, or policies differ (`diff`) · 2 bad input ·
+3 no policy keeps the budget · 4 workers were lost or the machine is too unquiet, resume later · 130 interrupted,
+resume later.
 """
 
 import typer
 
-from .commands import devices, policies, searching, tables
+from .commands import devices, explaining, policies, searching, tables
 
 app = typer.Typer(
     name="trimtab",
@@ -14,11 +15,11 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    epilog="exit codes: 0 done · 1 promise broken · 2 bad input · 3 no policy keeps the budget · "
+    epilog="exit codes: 0 done · 1 promise broken, or policies differ · 2 bad input · 3 no policy keeps the budget · "
     "4 workers lost or machine unquiet, resume later · 130 interrupted",
 )
 
-for commands in (searching, policies, devices):
+for commands in (searching, policies, explaining, devices):
     app.add_typer(commands.app)
 app.add_typer(tables.app, name="table")
 

@@ -27,7 +27,7 @@ from .words import describe_graph
 
 
 def explain(source: str | Path) -> Explanation:
-    """Explains a policy file, an artifact's folder or a run's folder.
+    """Explains a policy file, an artifact's folder or a run's folder; what stands in its run's folder, from the run.
 
     Raises:
         SpecError: (or RunError, ArtifactError) it is none of these, or cannot be read.
@@ -35,17 +35,19 @@ def explain(source: str | Path) -> Explanation:
     path = Path(source)
     if (path / "spec.yaml").is_file():
         return explain_run(RunFolder.open(path))
-    if (path / "manifest.json").is_file():
-        manifest = read_manifest(path)
-        return replace(explain_policy(load_policy(path / "policy.json")), promise=manifest.promise.measurement)
-    if path.is_dir():
+    is_artifact = (path / "manifest.json").is_file()
+    if path.is_dir() and not is_artifact:
         raise SpecError(f"{path} must be a run (with spec.yaml), an artifact (with manifest.json) or a policy.json")
-    return explain_policy(load_policy(path))
+    file = load_policy(path / "policy.json" if is_artifact else path)
+    if (path.parent / "spec.yaml").is_file() and file == load_policy(path.parent / "policy.json"):
+        return explain_run(RunFolder.open(path.parent))
+    explanation = explain_policy(file)
+    return replace(explanation, promise=read_manifest(path).promise.measurement) if is_artifact else explanation
 
 
 def explain_policy(file: PolicyFile) -> Explanation:
     """Says what a policy file does, layer by layer; why, only its run knows."""
-    note = "latencies, sensitivities and reasons stand in the folder of the run that found the policy"
+    note = "what the treatments save, and why they were chosen, only the run knows that found them: explain its folder"
     return Explanation(file, explain_file(file), graph=describe_graph(file.policy), notes=(note,))
 
 

@@ -11,7 +11,7 @@ from ..policy_file import PolicyFile
 from .explanation import Alternative, LayerRow
 from .outlook import Change, Outlook
 from .reasons import Case, Option, give_reason
-from .words import describe_treatment
+from .words import UNKNOWN, describe_treatment
 
 _FLOAT_BYTES = 4
 
@@ -124,7 +124,7 @@ def _file_row(group: Group, treatment: Treatment, layers: Mapping[str, Layer]) -
         sensitivity=None,
         size_before_bytes=before,
         size_after_bytes=_treated_bytes(group, treatment, layers) if is_treated else before,
-        reason="not known: the policy file does not hold the trials of the search; explain the run's folder",
+        reason=UNKNOWN,
     )
 
 
