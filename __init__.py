@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from trimtab.experiments.policy_file import PolicyFile, load_policy
     from trimtab.experiments.profiling.profile import ProfileResult, profile
     from trimtab.experiments.spec import Spec
+    from trimtab.experiments.store.policy_store import PolicyStore
     from trimtab.experiments.verify import Verification, verify
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "ModelError",
     "PolicyError",
     "PolicyFile",
+    "PolicyStore",
     "ProfileResult",
     "RunError",
     "SearchResult",
@@ -63,6 +65,7 @@ _HOMES = {
     "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
     "trimtab.experiments.profiling.profile": ("ProfileResult", "profile"),
     "trimtab.experiments.spec": ("Spec",),
+    "trimtab.experiments.store.policy_store": ("PolicyStore",),
     "trimtab.experiments.verify": ("Verification", "verify"),
 }  # fmt: skip
 
