@@ -7,7 +7,7 @@ resume later.
 
 import typer
 
-from .commands import devices, explaining, policies, searching, store, tables
+from .commands import agent, devices, explaining, policies, reporting, searching, store, tables
 
 app = typer.Typer(
     name="trimtab",
@@ -19,7 +19,7 @@ app = typer.Typer(
     "4 workers lost or machine unquiet, resume later · 130 interrupted",
 )
 
-for commands in (searching, policies, explaining, store, devices):
+for commands in (searching, policies, explaining, reporting, store, devices, agent):
     app.add_typer(commands.app)
 app.add_typer(tables.app, name="table")
 

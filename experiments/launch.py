@@ -31,6 +31,7 @@ from .policy_file import PolicyFile, load_policy
 from .preparation import Preparation, prepare
 from .profiling.table_prices import open_prices
 from .quantities import parse_bytes, parse_duration
+from .report.price_record import record_prices
 from .run_folder import RunFolder
 from .spec import Spec
 from .spec_file import allow_imports_from, find_spec, load_spec
@@ -197,6 +198,7 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
         reachable = {} if conclusion.nearest is None else answer_problem(problem, known).reachable
         promised = _promise(preparation, final, source)
         write_outcome(preparation, run, final, conclusion.pareto)
+        record_prices(preparation, run, records, final.winner or conclusion.nearest, source=source)
     return replace(_result(run, records, final, conclusion, budget), promised=promised, reachable=reachable)
 
 

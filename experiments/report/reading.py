@@ -1,0 +1,201 @@
+"""A run folder as a report reads it: whatever is there by now, and what state the search is in."""
+
+import fcntl
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from ...core.errors import RunError
+from ...core.files import read_json
+from ...core.yaml_file import read_yaml
+from ...evaluators.measurement import Measurement
+from ...search.answer import Answer, answer
+from ...search.budget import Budget
+from ...search.knowledge import Knowledge
+from ...search.record import Record
+from ...spaces.space import Space
+from ..budgets import resolve_budget
+from ..finish import Row
+from ..run_folder import RunFolder
+from ..spec import Spec
+from ..spec_file import validate_spec
+from .journal_tail import JournalTail, check_numbers
+from .price_record import PriceRecord, read_price_record
+
+#: a journal that is this much younger than the result was gone on with after it; copying a folder shuffles seconds
+_YOUNGER_S = 60.0
+
+
+class Stage(StrEnum):
+    """How far a search is."""
+
+    #: the journal does not exist yet
+    PREPARING = "preparing"
+    SEARCHING = "searching"
+    #: all trials are done; finalists are timed together and scored on the test split
+    FINISHING = "finishing"
+    ENDED = "ended"
+    #: no process holds the journal, and there is no result that belongs to it
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run as it is now; parts that are not there yet are None or empty."""
+
+    folder: RunFolder
+    spec: Spec
+    stage: Stage
+    #: by id, as the search measured them
+    searched: tuple[Record, ...] = ()
+    #: the same, finalists with the measurement of the final rotation
+    records: tuple[Record, ...] = ()
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+    original: Measurement | None = None
+    budget: Budget | None = None
+    space: Space | None = None
+    #: layer → (kind, weight shape), in the order of the graph
+    layers: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    knowledge: Knowledge | None = None
+    #: the final table
+    rows: tuple[Row, ...] = ()
+    winner: Record | None = None
+    equals_uniform: bool = False
+    prices: PriceRecord | None = None
+    #: seconds since the journal was last written; None without one
+    quiet_s: float | None = None
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the search has not come to its end."""
+        return self.stage is not Stage.ENDED
+
+    @property
+    def answer(self) -> Answer | None:
+        """What the records say by now; None before anything can be compared with the budget."""
+        if self.budget is None or not self.records:
+            return None
+        return answer(self.records, self.budget, self.spec.objective)
+
+    @property
+    def chosen(self) -> Record | None:
+        """The policy that the page speaks of: the winner, else the best so far, else the nearest."""
+        found = self.answer
+        if self.winner is not None or found is None:
+            return self.winner
+        return found.best or found.nearest
+
+    def row(self, label: str) -> Row | None:
+        """Returns a row of the final table."""
+        return next((row for row in self.rows if row.label == label), None)
+
+
+def read_run(path: Path, tail: JournalTail | None = None) -> Reading:
+    """Reads a run folder; a search may be writing it.
+
+    Args:
+        path: the run's folder.
+        tail: what was read of the journal before; only what came since is read.
+
+    Raises:
+        SpecError: (or RunError) there is no run, or a file of it is damaged.
+    """
+    folder = RunFolder.open(path)
+    content = read_yaml(folder.spec, noun="spec")
+    if not isinstance(content, dict):
+        raise RunError(f"{folder.spec} must be a mapping of keys (name, model, data, target …)")
+    spec = validate_spec(content, where=f"spec {folder.spec}")
+    tail = tail or JournalTail(folder.journal)
+    tail.read()
+    searched = tail.records
+    original, space = folder.read_original(), folder.read_space()
+    if original is not None:
+        check_numbers(original.to_json())
+    rows, winner, equals_uniform = _read_result(folder, searched)
+    finals = {row.record.id: row.final for row in rows}
+    records = tuple(replace(r, measurement=finals.get(r.id, r.measurement)) for r in searched)
+    return Reading(
+        folder=folder,
+        spec=spec,
+        stage=_find_stage(folder, spec, len(searched), has_rows=bool(rows)),
+        searched=searched,
+        records=records,
+        fingerprints=tail.fingerprints,
+        original=original,
+        budget=None if original is None else resolve_budget(spec, original),
+        space=space,
+        layers=_read_layers(folder),
+        knowledge=folder.read_knowledge(),
+        rows=rows,
+        winner=next((record for record in records if record.id == winner), None),
+        equals_uniform=equals_uniform,
+        prices=read_price_record(folder),
+        quiet_s=_age_s(folder.journal),
+    )
+
+
+def _read_result(folder: RunFolder, records: Sequence[Record]) -> tuple[tuple[Row, ...], int | None, bool]:
+    if not folder.result.is_file():
+        return (), None, False
+    content = read_json(folder.result, noun="result of a run", error=RunError)
+    by_id = {record.id: record for record in records}
+    try:
+        rows = tuple(_read_row(row, by_id) for row in content["rows"])
+        winner = None if content["winner"] is None else by_id[int(content["winner"])].id
+        return rows, winner, bool(content["equals_uniform"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{folder.result} is damaged, or the journal is another's: {error!r}; resume the run") from error
+
+
+def _read_row(content: Mapping[str, Any], by_id: Mapping[int, Record]) -> Row:
+    check_numbers(content["final"])
+    check_numbers(content["test"])
+    return Row(
+        label=str(content["label"]),
+        record=by_id[int(content["trial"])],
+        final=Measurement.from_json(content["final"]),
+        test=Measurement.from_json(content["test"]),
+        is_feasible=bool(content["feasible"]),
+    )
+
+
+def _read_layers(folder: RunFolder) -> dict[str, tuple[str, tuple[int, ...]]]:
+    path = folder.path / "space.json"
+    if not path.is_file():
+        return {}
+    content = read_json(path, noun="space of a run", error=RunError)
+    try:
+        return {str(name): (str(kind), tuple(map(int, shape))) for name, kind, shape in content.get("layers", [])}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged: {error!r}") from error
+
+
+def _find_stage(folder: RunFolder, spec: Spec, n_records: int, *, has_rows: bool) -> Stage:
+    if is_held(folder.journal):
+        return Stage.FINISHING if n_records >= spec.search.trials else Stage.SEARCHING
+    if not folder.journal.is_file():
+        return Stage.PREPARING
+    if not has_rows:
+        return Stage.STOPPED
+    younger_s = folder.journal.stat().st_mtime - folder.result.stat().st_mtime
+    return Stage.STOPPED if younger_s > _YOUNGER_S else Stage.ENDED
+
+
+def is_held(journal: Path) -> bool:
+    """Whether a process of this machine holds a journal: a search that goes on."""
+    try:
+        with Path(f"{journal}.lock").open("rb") as file:
+            # shared, and given back at once: looking hinders nobody
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _age_s(path: Path) -> float | None:
+    return max(0.0, time.time() - path.stat().st_mtime) if path.is_file() else None
