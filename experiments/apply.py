@@ -1,5 +1,6 @@
 """Production: the same policy on the same or on retrained weights, without a search."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,13 @@ from .benches import compare_with_yardstick
 from .manifest import Manifest, Promise
 from .policy_file import PolicyFile, load_policy
 from .preparation import check_batch, load_dataset, make_training
+from .reapply.drift import AppliedModel
+from .reapply.mapped_policy import map_policy
+from .reapply.matching import Matching, match_layers
+from .reapply.range_order import move_ranges, order_ranges
+from .reapply.suitability import Suitability, check_suitability
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,16 +43,39 @@ class Applied:
     folder: Path
     #: what its manifest promises
     promise: Measurement
+    #: which layer of the model is which of the policy's
+    matching: Matching
+    #: what became of treatments that do not go on as they were, one line each
+    notes: tuple[str, ...]
+    #: whether the policy still suits, as far as that was checked
+    suitability: Suitability
+    #: False where the policy does not suit and ``strict`` was asked for: nothing was written then
+    is_written: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything as JSON values."""
+        return {
+            "artifact": str(self.folder) if self.is_written else None,
+            "promise": self.promise.to_json(),
+            "mapping": list(self.matching.lines),
+            "pairs": {} if self.matching.is_identity else dict(self.matching.pairs),
+            "notes": list(self.notes),
+            **self.suitability.to_json(),
+        }
 
 
 @dataclass(frozen=True)
 class ApplyOptions:
-    """What may be added to an artifact, and what it may use."""
+    """What may be added to an artifact, what it may use, and how far the model may differ."""
 
     #: write ``model.xml`` and ``model.bin`` too
     openvino_ir: bool = False
     #: the teachers that a policy may import; a policy file may come from anywhere, so what it names is named again here
     teachers: tuple[str, ...] = ()
+    #: how far the model may differ from the one that the policy was found for, see `match_layers`
+    match: str = "exact"
+    #: write nothing where the policy no longer suits
+    strict: bool = False
 
 
 def apply(
@@ -58,7 +89,8 @@ def apply(
     """Applies a policy to a model and writes an artifact folder.
 
     Without data, statically quantised activations take the ranges that stand in the policy, and the promise holds
-    latency and size only. With data they are calibrated anew and the promise holds the accuracy on the test split.
+    latency and size only. With data they are calibrated anew, the promise holds the accuracy on the test split, and
+    what the treatments do to these weights is compared with what they did to those that the policy was found for.
     A policy with recovery trains again, on the train split; one whose choices depend on data needs them too.
 
     Args:
@@ -66,7 +98,7 @@ def apply(
         model: as in a spec.
         out: the folder to write; an artifact that stands there is replaced.
         data: as in a spec; None does without.
-        options: what may be added, and what may be used.
+        options: what may be added, what may be used, and how far the model may differ.
 
     Raises:
         SpecError: a file or the model cannot be used, or ``out`` is a folder of something else.
@@ -83,18 +115,36 @@ def apply(
     _check_data(file, dataset)
     calibration = source.sample if dataset is None else dataset.calibration.inputs
     prepared = prepare_model(source, calibration, fusions=("none", file.policy.graph.fusion))
-    file.check_fit(prepared.layers)
-    prepared = _with_structures(file, prepared)
-    pipeline = Pipeline(prepared, device.capabilities, _training(file, dataset, prepared, options))
-    stage = pipeline.stage_of(pipeline.shape_of(file.layer_treatments, file.policy.recovery))
-    if dataset is None:
-        _check_ranges(file, stage)
-        stage.adopt_ranges(file.policy.graph, file.ranges)
-    elif file.ranges:
-        file = replace(file, ranges=stage.ranges(file.policy.graph))
+    matching = match_layers(file.layers, prepared.layers, match=options.match)
+    mapped = map_policy(file, prepared, matching)
+    for line in (*matching.lines, *mapped.notes):
+        _log.info("%s", line)
+    pipeline = Pipeline(mapped.model, device.capabilities, _training(mapped.file, dataset, mapped.model, options))
+    file = _settle_ranges(mapped.file, pipeline, matching, has_data=dataset is not None)
     artifact = pipeline.build(file.layer_treatments, file.policy.graph, file.policy.recovery)
     batch = _example_batch(source, dataset, device)
     promise = _measure(device, pipeline.build({}, GraphTreatment()), artifact, batch, dataset)
+    applied_model = None if dataset is None else AppliedModel(file, device, dataset, pipeline)
+    suitability = check_suitability(applied_model, file, promise.measurement.accuracy_drop)
+    for warning in suitability.warnings:
+        _log.warning("%s", warning)
+    applied = Applied(
+        folder, promise.measurement, matching, mapped.notes, suitability, suitability.suits or not options.strict
+    )
+    if applied.is_written:
+        _write(applied, artifact, file, (promise, device, batch))
+        if options.openvino_ir:
+            write_openvino_ir(folder, artifact)
+    return applied
+
+
+def _write(
+    applied: Applied,
+    artifact: Artifact,
+    file: PolicyFile,
+    made_on: tuple[Promise, Device, Mapping[str, np.ndarray]],
+) -> None:
+    promise, device, batch = made_on
     manifest = Manifest(
         target=file.target,
         precision=artifact.precision,
@@ -102,10 +152,30 @@ def apply(
         promise=promise,
         profile=device.identify().to_json(),
     )
-    write_artifact(folder, artifact, file, manifest, record_probe(device.load(artifact), [batch]))
-    if options.openvino_ir:
-        write_openvino_ir(folder, artifact)
-    return Applied(folder, promise.measurement)
+    write_artifact(applied.folder, artifact, file, manifest, record_probe(device.load(artifact), [batch]))
+
+
+def _settle_ranges(file: PolicyFile, pipeline: Pipeline, matching: Matching, *, has_data: bool) -> PolicyFile:
+    """Returns the policy with the ranges of this model's values: calibrated anew, or those of the file.
+
+    Raises:
+        PolicyError: the file's ranges do not fit, and there are no data to calibrate anew.
+    """
+    is_static = any(treatment.is_static for _, treatment in file.policy.groups)
+    stage = pipeline.stage_of(pipeline.shape_of(file.layer_treatments, file.policy.recovery))
+    graph = file.policy.graph
+    if has_data:
+        return replace(file, ranges=stage.ranges(graph), range_order=order_ranges(stage, graph)) if is_static else file
+    if not is_static:
+        return file
+    if matching.missing or matching.added or matching.reshaped or matching.ambiguous:
+        raise PolicyError("layers have changed, and with them what their activations are; give data to calibrate anew "
+                          "(--data)")  # fmt: skip
+    if not matching.is_identity:
+        file = move_ranges(file, stage)
+    _check_ranges(file, stage)
+    stage.adopt_ranges(graph, file.ranges)
+    return file
 
 
 def _check_out(folder: Path) -> None:
@@ -130,28 +200,6 @@ def _check_data(file: PolicyFile, dataset: Dataset | None) -> None:
         raise PolicyError("the policy trains after compression, and the data have no train split; add Dataset(train=…)")
 
 
-def _with_structures(file: PolicyFile, prepared: PreparedModel) -> PreparedModel:
-    """Finds the structures that the policy prunes in this model.
-
-    Raises:
-        PolicyError: one is missing or ties other layers here.
-    """
-    wanted = {group.name: group.layers for group in file.groups if group.kind != "layers"}
-    if not wanted:
-        return prepared
-    if prepared.origin is None:
-        raise PolicyError("the policy prunes, which needs the torch model; --model must be module:callable")
-    from ..compressors.pruning.structures import find_structures
-
-    structures = find_structures(prepared.origin.module, prepared.origin.example_inputs)
-    found = {structure.name: structure for structure in structures.structures}
-    for name, layers in wanted.items():
-        if name not in found or found[name].layers != layers:
-            here = f"ties {', '.join(found[name].layers)}" if name in found else "cannot be pruned"
-            raise PolicyError(f"the policy prunes {name} with {', '.join(layers)}; in this model it {here}")
-    return replace(prepared, found=structures)
-
-
 def _training(
     file: PolicyFile, dataset: Dataset | None, prepared: PreparedModel, options: ApplyOptions
 ) -> Training | None:
@@ -171,8 +219,6 @@ def _training(
 
 
 def _check_ranges(file: PolicyFile, stage: OnnxStage) -> None:
-    if not any(treatment.is_static for _, treatment in file.policy.groups):
-        return
     missing = sorted(set(stage.prepared.statistics.get(file.policy.graph.fusion, ())) - set(file.ranges))
     if missing:
         raise PolicyError(f"the policy holds no activation range for {', '.join(missing[:5])}; give data to calibrate "

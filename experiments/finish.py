@@ -9,16 +9,20 @@ from typing import Any
 from ..compressors.artifact import Artifact
 from ..compressors.quantization.calibration import Range
 from ..evaluators.accuracy import take_batch
+from ..evaluators.device import describe_origin
 from ..evaluators.measurement import Estimate, Measurement
 from ..hw_profiles.latency import Latency
 from ..search.answer import find_best, rank_records
 from ..search.budget import Budget
+from ..search.knowledge import Knowledge
 from ..search.record import Record, Status
 from ..spaces.policy import GraphTreatment, Policy
 from .artifact_folder import N_PROBES, record_probe, write_artifact
 from .manifest import Manifest, Promise
 from .policy_file import PolicyFile
 from .preparation import Preparation
+from .reapply.evidence import Evidence
+from .reapply.range_order import order_ranges
 from .run_folder import RunFolder
 
 #: searched candidates that are timed together at the end
@@ -191,7 +195,9 @@ def write_outcome(preparation: Preparation, run: RunFolder, final: Final, pareto
     if final.winner is None:
         return
     row = next(row for row in final.rows if row.label == "best policy")
-    policy = describe_policy(preparation, final.winner.policy, run=run.path.name)
+    described = describe_policy(preparation, final.winner.policy, run=run.path.name)
+    knowledge = run.read_knowledge() or Knowledge()
+    policy = replace(described, evidence=_gather_evidence(preparation, final.winner.policy, row, knowledge))
     policy.save(run.policy)
     artifact = preparation.build(final.winner.policy)
     executable = preparation.device.load(artifact)
@@ -203,9 +209,24 @@ def write_outcome(preparation: Preparation, run: RunFolder, final: Final, pareto
         precision=artifact.precision,
         dynamic_activations=artifact.dynamic_activations,
         promise=Promise(_promise(row), "test", final.yardstick_s),
-        profile=preparation.device.identify().to_json(),
+        profile=describe_origin(preparation.device),
     )
     write_artifact(run.artifact, artifact, policy, manifest, record_probe(executable, batches))
+
+
+def _gather_evidence(preparation: Preparation, policy: Policy, row: Row, knowledge: Knowledge) -> Evidence:
+    """Returns what the search knows of its policy: when that is applied again, it is compared with."""
+    space, bounds = preparation.space, preparation.spec.budget
+    chosen = zip(space.groups, space.encode(policy), knowledge.influence, strict=False)  # empty where it is not known
+    scores = {group.name: float(influence[option]) for group, option, influence in chosen}
+    return Evidence(
+        sensitivity={name: scores[name] for name, _ in policy.groups if name in scores},
+        calibration=space.default_graph.calibration,
+        rounding=space.default_graph.rounding,
+        accuracy_drop=row.final.accuracy_drop,
+        allowed_drop=bounds.accuracy_drop,
+        confidence=bounds.confidence,
+    )
 
 
 def _promise(row: Row) -> Measurement:
@@ -217,9 +238,11 @@ def describe_policy(preparation: Preparation, policy: Policy, *, run: str) -> Po
     space, spec = preparation.space, preparation.spec
     treated = {name for name, _ in policy.groups}
     ranges: Mapping[str, Range] = {}
+    range_order: tuple[tuple[str, str], ...] = ()
     if any(treatment.is_static for _, treatment in policy.groups):
         shape = preparation.pipeline.shape_of(space.layer_treatments(policy), policy.recovery)
-        ranges = preparation.pipeline.stage_of(shape).ranges(policy.graph)
+        stage = preparation.pipeline.stage_of(shape)
+        ranges, range_order = stage.ranges(policy.graph), order_ranges(stage, policy.graph)
     return PolicyFile(
         policy=policy,
         groups=tuple(group for group in space.groups if group.name in treated),
@@ -233,4 +256,5 @@ def describe_policy(preparation: Preparation, policy: Policy, *, run: str) -> Po
             "seed": spec.search.seed,
             "trimtab": importlib.metadata.version("trimtab"),
         },
+        range_order=range_order,
     )

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from ..compressors.quantization.calibration import Range
-from ..core.errors import PolicyError, SpecError
+from ..core.errors import SpecError
 from ..core.files import read_json, write_json
 from ..hw_profiles.target import Target
 from ..spaces.layer import STRUCTURE_KINDS, Group, Layer, fingerprint_layers
 from ..spaces.policy import Policy
 from ..spaces.space import spread_groups
 from ..spaces.treatment import Treatment
+from .reapply.evidence import Evidence
 from .spec import read_target
 
 #: version of the format; tests/golden keeps a file of every version that was ever released
@@ -34,6 +35,11 @@ class PolicyFile:
     ranges: Mapping[str, Range]
     #: name, model, data, version … as the search knew them; for people, never acted upon
     origin: Mapping[str, Any]
+    #: what the search knew of the policy; None in files of earlier versions, and of policies that were not searched for
+    evidence: Evidence | None = None
+    #: (name, operator that makes it) of the values that ``ranges`` names, in the order of the graph: in a model whose
+    #: layers have other names the same ranges are found by it; empty where there are none, and in earlier files
+    range_order: tuple[tuple[str, str], ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -44,25 +50,6 @@ class PolicyFile:
     def layer_treatments(self) -> dict[str, Treatment]:
         """Name → treatment of layers and structures."""
         return spread_groups(self.groups, self.policy)
-
-    def check_fit(self, layers: tuple[Layer, ...]) -> None:
-        """Compares the layers of a model with those that the policy was found for.
-
-        Raises:
-            PolicyError: they differ; the message names the layers.
-        """
-        want = {layer.name: (layer.kind, layer.weight_shape) for layer in self.layers}
-        have = {layer.name: (layer.kind, layer.weight_shape) for layer in layers}
-        missing = sorted(set(want) - set(have))
-        added = sorted(set(have) - set(want))
-        changed = sorted(name for name in set(want) & set(have) if want[name] != have[name])
-        parts = [
-            *([f"the model lacks {_some(missing)}"] if missing else []),
-            *([f"the policy does not know {_some(added)}"] if added else []),
-            *(f"{name} is {_shape(have[name])}, the policy wants {_shape(want[name])}" for name in changed[:5]),
-        ]
-        if parts:
-            raise PolicyError(f"the policy does not fit this model: {'; '.join(parts)}")
 
     def to_json(self) -> dict[str, Any]:
         """Returns the file's content."""
@@ -78,6 +65,9 @@ class PolicyFile:
             "target": self.target.to_json(),
             "activation_ranges": {name: [r.low, r.high] for name, r in sorted(self.ranges.items())},
             "origin": dict(self.origin),
+            # came after the first files were written
+            **({} if self.evidence is None else {"evidence": self.evidence.to_json()}),
+            **({"range_order": [list(pair) for pair in self.range_order]} if self.range_order else {}),
         }
 
     def save(self, path: Path) -> None:
@@ -120,6 +110,8 @@ def _parse(content: dict[str, Any]) -> PolicyFile:
             str(name): Range(float(low), float(high)) for name, (low, high) in content["activation_ranges"].items()
         },
         origin=dict(content["origin"]),
+        evidence=None if content.get("evidence") is None else Evidence.from_json(content["evidence"]),
+        range_order=tuple((str(name), str(op)) for name, op in content.get("range_order", ())),
     )
     if content["model"]["fingerprint"] != file.fingerprint:
         raise SpecError("the list of layers does not match its fingerprint; the file was altered")
@@ -150,7 +142,3 @@ def _check_members(file: PolicyFile) -> None:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _shape(description: tuple[str, tuple[int, ...]]) -> str:
-    return f"{description[0]} {'×'.join(map(str, description[1]))}"

@@ -6,10 +6,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from ..compressors.artifact import Artifact
+from ..compressors.pipeline import Pipeline
+from ..compressors.prepared import PreparedModel
 from ..compressors.sensitivity.gradient import GradientMeter, OpenGradients
 from ..compressors.sensitivity.output_error import relative_error
 from ..compressors.sensitivity.segment_writer import SegmentWriter
@@ -17,12 +20,13 @@ from ..core.errors import MeasurementError, PolicyError, SpecError
 from ..core.files import canonical_json
 from ..core.names import describe_unknown
 from ..evaluators.accuracy import run_split
-from ..evaluators.dataset import Split
+from ..evaluators.dataset import Dataset, Split
+from ..evaluators.device import Device
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.rules import Dropped
 from ..spaces.space import Space
 from ..spaces.treatment import Treatment
-from .preparation import Preparation, digest_arrays
+from .preparation import digest_arrays
 from .sensitivity_store import Outcome, SensitivityStore
 
 _log = logging.getLogger(__name__)
@@ -39,6 +43,39 @@ _N_SAMPLES = (8, 32)
 
 #: position of a group in the space, and of one of its options
 Pair = tuple[int, int]
+
+
+class Subject(Protocol):
+    """A model with its data, device and space: all that sensitivities depend on. A `Preparation` is one."""
+
+    @property
+    def space(self) -> Space:
+        """The options that are measured."""
+        ...
+
+    @property
+    def device(self) -> Device:
+        """What runs the model, and says how activations become integers."""
+        ...
+
+    @property
+    def dataset(self) -> Dataset:
+        """Its calibration split is run."""
+        ...
+
+    @property
+    def model(self) -> PreparedModel:
+        """The model."""
+        ...
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """Builds options of the space."""
+        ...
+
+    def build(self, policy: Policy) -> Artifact:
+        """Builds the artifact of a policy of the space."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -86,7 +123,7 @@ class Sensitivity:
         }
 
 
-def measure_sensitivity(preparation: Preparation, *, method: str = "auto") -> Sensitivity:
+def measure_sensitivity(preparation: Subject, *, method: str = "auto") -> Sensitivity:
     """Scores every option of every group of a prepared spec; what was scored before is taken from the cache.
 
     ``gradient`` costs a pass forward and a few backward, and each option what its own layer costs; options of
@@ -163,7 +200,7 @@ def _assemble(
 class _Bench:
     """Measures options of a space, each on its own; keeps what was measured."""
 
-    preparation: Preparation
+    preparation: Subject
     n_measured: int = field(default=0, init=False)
 
     def fetch(self, method: str, pairs: Sequence[Pair]) -> dict[Pair, Outcome]:

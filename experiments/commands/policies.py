@@ -22,30 +22,28 @@ def apply(
     teacher: Annotated[
         list[str] | None, typer.Option(help="module:callable of a teacher that the policy may learn from.")
     ] = None,
+    match: Annotated[
+        str, typer.Option(help="How far the model may differ: exact, renamed (its layers), or changed (layers too).")
+    ] = "exact",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Write nothing and exit 1 where the policy no longer suits.")
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Apply a found policy to the same or to retrained weights, without a search."""
+    """Apply a found policy to the same, to retrained weights, or to a changed model, without a search."""
     with named_errors():
         from ..apply import ApplyOptions
         from ..apply import apply as make
+        from ..terminal_apply import print_applied
 
-        options = ApplyOptions(openvino_ir=openvino_ir, teachers=tuple(teacher or ()))
+        options = ApplyOptions(openvino_ir=openvino_ir, teachers=tuple(teacher or ()), match=match, strict=strict)
         applied = make(policy, model, out=out, data=data, options=options)
-        promise = applied.promise
         if as_json:
-            print_json({"artifact": str(applied.folder), "promise": promise.to_json()})
-            return
-        latency = promise.latency
-        speed = (
-            f"{latency.median_s * 1e3:.3f} ms ({latency.ratio:.2f}x of the original), "
-            if latency and latency.ratio
-            else ""
-        )
-        open_console().print(f"artifact: {applied.folder}   {speed}{(promise.size_bytes or 0) / 1e6:.3f} MB")
-        if data is None:
-            open_console().print(
-                "activation ranges are those of the search; --data calibrates anew and checks the accuracy"
-            )
+            print_json(applied.to_json())
+        else:
+            print_applied(open_console(), applied)
+        if not applied.is_written:
+            raise typer.Exit(EXIT_BROKEN)
 
 
 @app.command()
