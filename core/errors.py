@@ -10,6 +10,7 @@ TrimtabError
 │   └── ArtifactError    an artifact is damaged, altered or unreadable
 ├── PolicyError          this policy cannot be built: INFEASIBLE, go on
 ├── TransientError       a worker died, hung or lost its node: retry
+│   └── DeviceLostError  the device cannot be reached any more: end, resume later
 └── MeasurementError     no trustworthy number could be had: FAILED, go on
 """
 
@@ -52,6 +53,10 @@ class PolicyError(TrimtabError):
 
 class TransientError(TrimtabError):
     """Something outside the policy went wrong; the same job may succeed when retried."""
+
+
+class DeviceLostError(TransientError):
+    """The device cannot be reached, after everything was tried: every further job would fail as well."""
 
 
 class MeasurementError(TrimtabError):

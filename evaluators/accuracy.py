@@ -1,6 +1,6 @@
 """Accuracy on the real runtime, paired sample by sample with the original."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from ..core.errors import DataError, MeasurementError
 from ..core.seeds import derive_rng
 from .dataset import Split
-from .device import Executable
+from .device import BatchedExecutable, Executable
 from .measurement import Estimate
 from .metrics import estimate, find_metric, paired_drop
 from .sequential import FALSE_STOP_RATE, ceiling_of, find_first, list_looks, log_wealth
@@ -166,8 +166,11 @@ def run_split(
         MeasurementError: the runtime fails, an output is not (batch, …), or holds values that are not finite.
     """
     chosen = np.arange(len(split)) if indices is None else indices
+    parts_of_split = [chosen[i : i + batch_size] for i in range(0, len(chosen), batch_size)]
+    batches = (_take_filled(split, indices, batch_size) for indices in parts_of_split)
     pieces = [
-        _run_batch(executable, split, chosen[i : i + batch_size], batch_size) for i in range(0, len(chosen), batch_size)
+        _cut(batch, len(indices), batch_size)
+        for batch, indices in zip(_run(executable, batches), parts_of_split, strict=True)
     ]
     outputs = [_join(parts, position) for position, parts in enumerate(zip(*pieces, strict=True))]
     for position, array in enumerate(outputs):
@@ -198,14 +201,20 @@ def _take_filled(split: Split, indices: np.ndarray, batch_size: int) -> Mapping[
     return split.take(filled).inputs
 
 
-def _run_batch(executable: Executable, split: Split, indices: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    outputs = executable.run(_take_filled(split, indices, batch_size))
+def _run(executable: Executable, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[list[np.ndarray]]:
+    if isinstance(executable, BatchedExecutable):
+        return executable.run_batches(batches)
+    return (executable.run(batch) for batch in batches)
+
+
+def _cut(outputs: list[np.ndarray], n_samples: int, batch_size: int) -> list[np.ndarray]:
+    """Checks the outputs of one batch and cuts off what it was filled up with."""
     for position, array in enumerate(outputs):
         if array.ndim == 0 or len(array) != batch_size:
             raise MeasurementError(
                 f"output {position} must have the batch of {batch_size} as its first dimension, got shape {array.shape}"
             )
-    return [array[: len(indices)] for array in outputs]
+    return [array[:n_samples] for array in outputs]
 
 
 def _join(parts: tuple[np.ndarray, ...], position: int) -> np.ndarray:

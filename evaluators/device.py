@@ -1,7 +1,7 @@
 """The protocol of a runtime on a device, and the registry of runtimes."""
 
-from collections.abc import Mapping
-from typing import Protocol, cast, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,15 @@ class Executable(Protocol):
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Runs one batch: input name → (batch, …) array; returns the outputs in the model's order."""
+        ...
+
+
+@runtime_checkable
+class BatchedExecutable(Executable, Protocol):
+    """An executable that takes many batches at a time, because every call of it costs a way through a network."""
+
+    def run_batches(self, batches: Iterable[Mapping[str, np.ndarray]]) -> Iterator[list[np.ndarray]]:
+        """Yields what `run` returns for each batch, in their order."""
         ...
 
 
@@ -74,6 +83,33 @@ class KernelDevice(LoweringDevice, Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceElsewhere(Device, Protocol):
+    """A device of another machine: its ``target`` is what that machine itself calls it."""
+
+    #: what `build_device` reaches it by
+    address: Target
+
+    def measure_peak_memory(self, artifact: Artifact, inputs: Mapping[str, np.ndarray]) -> int:
+        """Measures over there what `evaluators.memory.measure_peak_memory` measures here; returns bytes.
+
+        Raises:
+            MeasurementError: it failed.
+        """
+        ...
+
+
+def find_address(device: Device) -> Target:
+    """Returns the target from which another process builds the same device."""
+    return device.address if isinstance(device, DeviceElsewhere) else device.target
+
+
+def describe_origin(device: Device) -> dict[str, Any]:
+    """Returns the profile of a device as JSON values, with where it was reached if it is elsewhere."""
+    profile = device.identify().to_json()
+    return {**profile, "measured_through": device.address.device} if isinstance(device, DeviceElsewhere) else profile
+
+
 #: runtime name → factory(target: Target) -> Device
 DEVICES: Registry[Device] = Registry(
     "runtime",
@@ -82,6 +118,7 @@ DEVICES: Registry[Device] = Registry(
         "lut": "trimtab.evaluators.lut_device:LutDevice",
         "onnxruntime": "trimtab.evaluators.provider_device:onnxruntime_device",
         "openvino": "trimtab.evaluators.openvino_device:OpenVinoDevice",
+        "remote": "trimtab.evaluators.remote.device:RemoteDevice",
         "tensorrt": "trimtab.evaluators.tensorrt_device:TensorRtDevice",
         "torch": "trimtab.evaluators.torch_device:TorchDevice",
         "torch_compile": "trimtab.evaluators.torch_device:compiled_device",
@@ -93,8 +130,12 @@ def build_recorded_device(target: Target) -> Device:
     """Makes the device that a policy or an artifact names; such a file may come from anywhere, so it cannot name code.
 
     Raises:
-        SpecError: as `build_device`, and when the runtime is ``module:callable`` outside this package.
+        SpecError: as `build_device`, and when the runtime is ``module:callable`` outside this package, or a network's
+            address, which would be told the user's token.
     """
+    if target.runtime == "remote":
+        raise SpecError("the file names an agent's address, and no file may say whom to connect to; name the runtime "
+                        "that the agent itself uses")  # fmt: skip
     if ":" in target.runtime and not target.runtime.startswith("trimtab."):
         raise SpecError(
             f"the file names the runtime '{target.runtime}', which is code to import; register it as an entry point in "

@@ -104,6 +104,30 @@ class DeviceTiming(Protocol):
         ...
 
 
+@runtime_checkable
+class TimedElsewhere(Protocol):
+    """An executable on another machine, which times it there, so that no network is in the times."""
+
+    def time_with(
+        self, others: Sequence[Executable], inputs: Mapping[str, np.ndarray], settings: TimingSettings
+    ) -> np.ndarray:
+        """Times this executable in turns with others, once; see `time_together`.
+
+        Args:
+            others: executables of the same device, or a `Yardstick`.
+            inputs: input name → (batch, …) array.
+            settings: how long.
+
+        Returns:
+            (rounds, 1 + others) float64 seconds; this executable's own stand first.
+
+        Raises:
+            MeasurementError: it failed there, or what came back cannot be believed.
+            TransientError: the machine cannot be reached.
+        """
+        ...
+
+
 def measure_latency(
     candidate: Executable,
     reference: Executable,
@@ -142,16 +166,37 @@ def measure_together(
     if all(isinstance(executable, SelfTiming) for executable in executables):
         return _state_latencies(executables, settings)
     complaint = ""
-    with hold_timing_lock(settings.lock_timeout_s), _without_garbage_collection():
-        for _ in range(settings.attempts):
-            _warm_up(executables, inputs, settings, clock)
-            times_s = _time_rounds(executables, inputs, settings, clock)
-            complaint = _find_instability(times_s, settings)
-            if not complaint:
-                return _summarise(times_s)
+    for _ in range(settings.attempts):
+        times_s = time_together(executables, inputs, settings, clock=clock)
+        complaint = _find_instability(times_s, settings)
+        if not complaint:
+            return _summarise(times_s)
     raise MeasurementError(
-        f"latency must repeat, but in {settings.attempts} attempts {complaint}; close what else runs on this machine"
+        f"latency must repeat, but in {settings.attempts} attempts {complaint}; close what else runs on the machine"
     )
+
+
+def time_together(
+    executables: Sequence[Executable],
+    inputs: Mapping[str, np.ndarray],
+    settings: TimingSettings,
+    *,
+    clock: Clock = time.perf_counter_ns,
+) -> np.ndarray:
+    """Warms up and times executables in turns, once, whatever comes of it; see `measure_together`.
+
+    Returns:
+        (rounds, executables) float64 seconds.
+
+    Raises:
+        MeasurementError: a runtime failed, or another process kept the timing lock.
+    """
+    first = executables[0]
+    if isinstance(first, TimedElsewhere):
+        return first.time_with(executables[1:], inputs, settings)
+    with hold_timing_lock(settings.lock_timeout_s), _without_garbage_collection():
+        _warm_up(executables, inputs, settings, clock)
+        return _time_rounds(executables, inputs, settings, clock)
 
 
 def pin_cores(n_cores: int) -> tuple[int, ...]:

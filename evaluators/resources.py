@@ -14,7 +14,7 @@ from ..hw_profiles.energy.energy_counters import POWERCAP, find_counter
 from ..hw_profiles.energy.energy_table import EnergyTable
 from ..hw_profiles.kernels.kernel import LoweredGraph
 from ..hw_profiles.liveness import measure_liveness
-from .device import Device, Executable, LoweringDevice
+from .device import Device, DeviceElsewhere, Executable, LoweringDevice
 from .latency import SelfTiming, TimingSettings
 from .measurement import Measurement
 from .memory import measure_peak_memory
@@ -44,11 +44,16 @@ class WantedResources:
 
 
 def check_resources(wanted: WantedResources, device: Device) -> None:
-    """Refuses to measure activations where the runtime does not tell what they are.
+    """Refuses to measure activations where the runtime does not tell what they are, and energy from afar.
 
     Raises:
-        SpecError: the device does not tell its kernels.
+        SpecError: the device does not tell its kernels, or is elsewhere.
     """
+    if wanted.energy_table is not None and isinstance(device, DeviceElsewhere):
+        raise SpecError(
+            f"energy is not measured through an agent ({device.address.device}); remove what asks for energy, or "
+            f"search on the machine itself"
+        )
     if wanted.peak_activation and not isinstance(device, LoweringDevice):
         raise SpecError(
             f"the runtime {device.target.runtime} does not tell its kernels, so nothing is known of its activations; "
@@ -112,13 +117,18 @@ class ResourceMeter:
         wanted = self._wanted
         found = Measurement()
         if wanted.peak_memory:
-            found = replace(found, peak_memory_bytes=measure_peak_memory(self._device.target, artifact, self._batch))
+            found = replace(found, peak_memory_bytes=self._measure_peak_memory(artifact))
         if wanted.peak_activation:
             liveness = measure_liveness(self._lower(artifact), alignment=_ALIGNMENT)
             found = replace(found, peak_activation_bytes=liveness.peak_bytes)
         if wanted.energy_table is not None:
             found = replace(found, energy=self._measure_energy(artifact, executable, wanted.energy_table))
         return found
+
+    def _measure_peak_memory(self, artifact: Artifact) -> int:
+        if isinstance(self._device, DeviceElsewhere):
+            return self._device.measure_peak_memory(artifact, self._batch)
+        return measure_peak_memory(self._device.target, artifact, self._batch)
 
     def _measure_energy(self, artifact: Artifact, executable: Executable, table: EnergyTable) -> Energy:
         if self._counter is not None and isinstance(executable, SelfTiming):

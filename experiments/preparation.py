@@ -26,9 +26,10 @@ from ..core.imports import import_object
 from ..core.names import describe_unknown
 from ..evaluators.accuracy import AccuracyEvaluator, take_batch
 from ..evaluators.dataset import Dataset, Split
-from ..evaluators.device import Device, build_device
+from ..evaluators.device import Device, DeviceElsewhere, build_device, find_address
 from ..evaluators.latency import TimingSettings
 from ..evaluators.metrics import find_metric
+from ..evaluators.remote.believing import check_original
 from ..evaluators.resources import WantedResources, check_resources
 from ..hw_profiles.energy.energy_table import load_energy_table
 from ..search.pools import check_scheduler
@@ -108,6 +109,7 @@ class Preparation:
         split, batch_size = getattr(self.dataset, name), self.device.target.batch_size
         try:
             executable = self.device.load(self.original)
+            check_original(self.device, executable, self.original, take_batch(split, 0, batch_size))
             evaluator = AccuracyEvaluator(executable, split, metric=self.dataset.metric, batch_size=batch_size)
             _log.info("the original scores %.4f on the %s split", evaluator.original.mean, name)
             return evaluator
@@ -122,7 +124,7 @@ class Preparation:
         return SearchBenches(
             prepared=self.model,
             space=self.space,
-            target=self.device.target,
+            target=find_address(self.device),
             capabilities=self.device.capabilities,
             evaluator=self.validation,
             batch=take_batch(self.dataset.validation, 0, self.device.target.batch_size),
@@ -130,7 +132,7 @@ class Preparation:
             wanted=want_resources(spec),
             training=self.training,
             enough_drop=None if spec.objective == "accuracy" else spec.budget.accuracy_drop,
-            pins_cores=spec.workers.address != "inline",
+            pins_cores=spec.workers.address != "inline" and not isinstance(self.device, DeviceElsewhere),
         )
 
     def with_space(self, space: Space, dropped: Sequence[Dropped] = ()) -> "Preparation":

@@ -32,7 +32,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ..compressors.artifact import Artifact
 from ..core.cache import cache_folder
 from ..core.environment import environment_defaults
-from ..core.errors import SpecError, TransientError
+from ..core.errors import DeviceLostError, SpecError, TransientError
 from ..evaluators.measurement import Measurement
 from ..hw_profiles.latency import Latency
 from .asha_trial import N_QUARTERS, RUNGS, Terms, TuneTrial
@@ -152,6 +152,7 @@ def _judge(result: Any, terms: Terms) -> Attempt:
 
     Raises:
         SpecError: (or TransientError) the bench could not be set up.
+        DeviceLostError: the device that scores is gone.
     """
     metrics = result.metrics or {}
     cost_s = float(metrics.get("time_total_s", 0.0))
@@ -159,6 +160,8 @@ def _judge(result: Any, terms: Terms) -> Attempt:
         notice = terms.notice_of(int(Path(result.path).name))
         cause = getattr(result.error, "cause", None) or result.error
         text = describe_cause(cause)
+        if isinstance(cause, DeviceLostError):
+            raise DeviceLostError(text)
         if isinstance(result.error, exceptions.RayActorError):
             text = notice.read_text() if notice.exists() else f"the worker died: {text}"
         text = f"given up after {N_ATTEMPTS} attempts: {text}"

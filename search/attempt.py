@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from ..compressors.artifact import Artifact
-from ..core.errors import MeasurementError, PolicyError, TransientError
+from ..core.errors import DeviceLostError, MeasurementError, PolicyError, TransientError
 from ..evaluators.measurement import Measurement
 from ..hw_profiles.latency import Latency
 from .record import Status
@@ -37,6 +37,8 @@ class Attempt:
     error: str = ""
     #: FAILED for a reason outside the policy, so that a retry may help
     is_transient: bool = False
+    #: the device is gone: the job is not to blame, and no other would fare better
+    is_device_lost: bool = False
     #: what the scoring of the rest goes on from; None where nothing is left to score
     scores: np.ndarray | None = field(default=None, compare=False)
 
@@ -64,13 +66,18 @@ class Phases(Generic[Handle]):
 
 
 def run_rounds(jobs: Sequence[Job], phases: Phases[Handle]) -> Iterator[Outcome]:
-    """Yields an outcome per job, phase by phase for all of them; transient failures go round again."""
+    """Yields an outcome per job, phase by phase for all of them; transient failures go round again.
+
+    Raises:
+        DeviceLostError: the device is gone; what has no outcome yet is left for the search that resumes this one.
+    """
     costs_s = dict.fromkeys((job.id for job in jobs), 0.0)
     todo = list(jobs)
     for round_number in range(1, N_ATTEMPTS + 1):
         is_last = round_number == N_ATTEMPTS
         again: list[Job] = []
         for job, attempt in _one_round(todo, phases):
+            require_device(attempt)
             costs_s[job.id] += attempt.cost_s
             if attempt.is_transient and not is_last:
                 _log.info("trial %d is retried: %s", job.id, attempt.error)
@@ -128,12 +135,24 @@ def failed_attempt(job_id: int, error: Exception, cost_s: float) -> Attempt:
     """Returns the attempt of a job on which an error was raised."""
     if isinstance(error, PolicyError):
         return Attempt(Status.INFEASIBLE, Measurement(), cost_s, str(error))
+    if isinstance(error, DeviceLostError):
+        return replace(transient_failure(str(error), cost_s), is_device_lost=True)
     if isinstance(error, TransientError):
         return transient_failure(str(error), cost_s)
     if isinstance(error, MeasurementError):
         return Attempt(Status.FAILED, Measurement(), cost_s, str(error))
     _log.warning("trial %d failed on an unexpected error", job_id, exc_info=error)
     return Attempt(Status.FAILED, Measurement(), cost_s, f"{type(error).__name__}: {error}")
+
+
+def require_device(attempt: Attempt) -> None:
+    """Ends the search where the device is gone.
+
+    Raises:
+        DeviceLostError: it is.
+    """
+    if attempt.is_device_lost:
+        raise DeviceLostError(attempt.error)
 
 
 def transient_failure(error: str, cost_s: float) -> Attempt:

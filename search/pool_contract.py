@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from ..core.errors import MeasurementError, SpecError
+from ..core.errors import DeviceLostError, MeasurementError, SpecError
 from ..evaluators.measurement import Measurement
 from .budget import Budget
 from .goal import Goal
@@ -200,6 +200,30 @@ def check_closes_twice(make_pool: PoolFactory, scratch: Path) -> None:
         pool.close()
 
 
+def check_ends_where_the_device_is_gone(make_pool: PoolFactory, scratch: Path) -> None:
+    """A device that is gone ends the run; what was finished before has its outcome, the rest has none."""
+    # the device takes one after the other, so what it finished before is known; workers may be at several
+    for behaviour, goal, finished in (
+        ("device_lost", None, {0}),
+        ("rest_lost", _EASY_GOAL, set()),
+        ("lost", None, set()),
+    ):
+        jobs = make_jobs(3, goal)
+        factory = FakeBenchFactory(_SPACE, {jobs[1].policy.id: behaviour}, str(scratch))
+        found: list[Outcome] = []
+        with closing(make_pool(factory, Limits())) as pool:
+            try:
+                for outcome in pool.run(jobs):
+                    found.append(outcome)
+            except DeviceLostError as error:
+                _expect("the fake's device is gone" in str(error), f"the cause must be named, got {error}")
+            else:
+                raise AssertionError(f"{behaviour} must end the run")
+        statuses = {outcome.id: outcome.status for outcome in found}
+        _expect(all(status is Status.COMPLETE for status in statuses.values()), f"nobody is to blame, got {statuses}")
+        _expect(finished <= set(statuses) and 1 not in statuses, f"the job that met it must have none, got {statuses}")
+
+
 #: kept by every pool
 POOL_CHECKS: tuple[PoolCheck, ...] = (
     check_gives_one_outcome_per_job,
@@ -210,6 +234,7 @@ POOL_CHECKS: tuple[PoolCheck, ...] = (
     check_measures_alone,
     check_reports_a_setup_that_fails,
     check_survives_an_interrupted_batch,
+    check_ends_where_the_device_is_gone,
     check_compares_artifacts_together,
     check_closes_twice,
 )

@@ -17,7 +17,7 @@ from ..compressors.artifact import Artifact
 from ..core.environment import environment_defaults
 from ..core.errors import MeasurementError, SpecError
 from ..hw_profiles.latency import Latency
-from .attempt import Attempt, Phases, Scored, run_rounds
+from .attempt import Attempt, Phases, Scored, require_device, run_rounds
 from .ray_actors import HEALTH_GROUP, DeviceActor, WorkerActor
 from .ray_crew import Crew, Role, Task
 from .record import Status
@@ -84,6 +84,7 @@ class RayPool:
             if result.attempt.status is Status.COMPLETE:
                 latencies: list[Latency] = ray.get(result.extra)
                 return latencies
+            require_device(result.attempt)
             if not result.attempt.is_transient:
                 break
         raise MeasurementError(result.attempt.error)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..compressors.artifact import Artifact
-from ..core.errors import MeasurementError, PolicyError, SpecError, TransientError
+from ..core.errors import DeviceLostError, MeasurementError, PolicyError, SpecError, TransientError
 from ..core.seeds import derive_rng
 from ..evaluators.measurement import Estimate, Measurement
 from ..hw_profiles.energy.energy import Energy
@@ -37,7 +37,9 @@ REFERENCE_S = 0.010
 #: what `FakeBenchFactory.script` may ask for; the suffix ``_once`` limits it to the first attempt, the prefix
 #: ``device_`` puts it into the measurement, ``training_`` into the second half of a training, ``rest_`` into the
 #: scoring of the samples that are left
-BEHAVIOURS = ("infeasible", "transient", "unstable", "bug", "crash", "hang", "hog", "device_crash", "device_refuses")
+BEHAVIOURS = (
+    "infeasible", "transient", "lost", "unstable", "bug", "crash", "hang", "hog", "device_crash", "device_refuses",
+)  # fmt: skip
 
 #: samples that the fakes score, and the first part of them
 N_SAMPLES, N_FIRST = 1000, 125
@@ -303,6 +305,8 @@ class FakeDeviceBench:
 def _misbehave(behaviour: str) -> None:
     if behaviour == "infeasible":
         raise PolicyError("the fake cannot build this policy")
+    if behaviour == "lost":
+        raise DeviceLostError("the fake's device is gone")
     if behaviour == "transient":
         raise TransientError("the fake lost its connection")
     if behaviour in ("unstable", "refuses"):

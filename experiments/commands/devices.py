@@ -49,11 +49,16 @@ def profile(
 
 
 @app.command()
-def devices() -> None:
-    """List the runtimes at hand and what they offer."""
+def devices(
+    agents: Annotated[
+        list[str] | None,
+        typer.Option("--agent", help="The URL of an agent, may be repeated; without it those in TRIMTAB_AGENTS."),
+    ] = None,
+) -> None:
+    """List the runtimes at hand, and those of agents, and what they offer."""
     with named_errors():
-        from ..devices import describe_devices
+        from ..devices import describe_devices, find_agents
 
         console = open_console()
-        for line in describe_devices():
+        for line in describe_devices(find_agents(agents or ())):
             console.print(line, soft_wrap=True, markup=False)

@@ -9,6 +9,7 @@ from rich.status import Status
 from rich.table import Table
 
 from ...core.errors import MeasurementError, PolicyError
+from ...evaluators.device import DeviceElsewhere
 from ...spaces.policy import GraphTreatment, Policy
 from ..preparation import Preparation
 from .accuracy import describe
@@ -68,6 +69,14 @@ def _widened(result: ProfileResult) -> str:
 def print_prices(console: Console, preparation: Preparation) -> None:
     """Prints what the device's kernel table says of the original and of the uniform policies; nothing is run."""
     prices = open_prices(preparation)
+    device = preparation.device
+    if isinstance(device, DeviceElsewhere):
+        console.print(
+            f"the agent at {device.address.device} measures on its machine; kernel tables are not offered through "
+            f"agents, so that no price is known before the first trial",
+            markup=False,
+        )
+        return
     if prices is None:
         console.print(
             "no kernel table of this device: trimtab profile SPEC makes one, then plan shows what policies cost"
