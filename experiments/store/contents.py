@@ -107,10 +107,10 @@ def target_folder(target: Target) -> str:
     >>> target_folder(Target("onnxruntime"))
     'onnxruntime-cpu-1t-b1'
     >>> target_folder(Target("lut", "boards/kria.yaml"))
-    'lut-boards-kria.yaml-1t-b1-67a3b5a0'
+    'lut-boards-kria.yaml-1t-b1-d6dba5d9'
     """
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", target.name).lstrip(".-")[:100]
-    return safe if safe == target.name else f"{safe}-{short_digest(target.to_json())[:8]}"
+    return safe if safe == target.name else f"{safe}-{short_digest(target.name)[:8]}"
 
 
 def _check_size(path: Path) -> None:

@@ -86,7 +86,7 @@ class Event:
     @property
     def name(self) -> str:
         """The name of its file without ``.json``; names sort as the events do."""
-        return f"{self.sequence:08d}-{hashlib.sha256(self.encode()).hexdigest()}"
+        return _make_name(self.sequence, self.encode())
 
     def encode(self) -> bytes:
         """Returns the file's content."""
@@ -122,9 +122,13 @@ def decode_event(name: str, content: bytes) -> Event:
         check_event(event)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, SpecError) as error:
         raise ArtifactError(f"event {name} is damaged: {type(error).__name__}: {error}") from error
-    if event.encode() != content or event.name != name:
+    if event.encode() != content or _make_name(event.sequence, content) != name:
         raise ArtifactError(f"event {name} was altered: its content has another digest; bring the file back")
     return event
+
+
+def _make_name(sequence: int, content: bytes) -> str:
+    return f"{sequence:08d}-{hashlib.sha256(content).hexdigest()}"
 
 
 def check_event(event: Event) -> None:

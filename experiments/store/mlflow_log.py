@@ -106,11 +106,12 @@ def _describe_finals(folder: RunFolder) -> Iterator[tuple[str, float, int]]:
 
 
 def _numbers(measurement: Measurement) -> Iterator[tuple[str, float]]:
+    accuracy, drop, latency = measurement.accuracy, measurement.accuracy_drop, measurement.latency
     found = {
-        "accuracy": measurement.accuracy and measurement.accuracy.mean,
-        "accuracy_drop": measurement.accuracy_drop and measurement.accuracy_drop.mean,
-        "latency_s": measurement.latency and measurement.latency.median_s,
-        "latency_ratio": measurement.latency and measurement.latency.ratio,
+        "accuracy": None if accuracy is None else accuracy.mean,
+        "accuracy_drop": None if drop is None else drop.mean,
+        "latency_s": None if latency is None else latency.median_s,
+        "latency_ratio": None if latency is None else latency.ratio,
         "size_bytes": measurement.size_bytes,
         "peak_memory_bytes": measurement.peak_memory_bytes,
         "peak_activation_bytes": measurement.peak_activation_bytes,

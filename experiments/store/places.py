@@ -52,6 +52,7 @@ def open_place(where: str | Path) -> Place:
 
     Raises:
         SpecError: fsspec, or what it needs for this kind of URL, is not installed, or it does not know it.
+        TransientError: the file system cannot be reached.
     """
     text = str(where)
     if text.startswith(_FILE_SCHEME):
@@ -66,6 +67,8 @@ def open_place(where: str | Path) -> Place:
         file_system, root = url_to_fs(text)
     except (ImportError, ValueError) as error:
         raise SpecError(f"store {text} cannot be opened: {error}") from error
+    except Exception as error:  # some connect here, and each driver has errors of its own
+        raise TransientError(f"store {text} cannot be reached: {error!r}; try again") from error
     return UrlPlace(text, file_system, root)
 
 
