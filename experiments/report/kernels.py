@@ -27,6 +27,8 @@ class Kernels:
 class _Total:
     n: int = 0
     seconds: float = 0.0
+    #: whether any of them has a price
+    is_priced: bool = False
 
 
 @dataclass
@@ -78,6 +80,7 @@ def _sort_into_kinds(before: Sequence[PricedKernel], after: Sequence[PricedKerne
             total: _Total = getattr(kinds.setdefault(name, _Kind(name)), side)
             total.n += 1
             total.seconds += kernel.seconds or 0.0
+            total.is_priced |= kernel.seconds is not None
     return sorted(kinds.values(), key=lambda kind: -max(kind.before.seconds, kind.after.seconds))
 
 
@@ -132,7 +135,7 @@ def _tabulate_kinds(kinds: Sequence[_Kind], title: str) -> Table:
     lines = tuple(
         Line((
             kind.name, *_cells(kind.before), *_cells(kind.after),
-            f"{round(1e6 * (kind.after.seconds - kind.before.seconds), 2) + 0.0:+.2f}",
+            _change(kind),
         ))
         for kind in kinds
     )  # fmt: skip
@@ -140,7 +143,13 @@ def _tabulate_kinds(kinds: Sequence[_Kind], title: str) -> Table:
 
 
 def _cells(total: _Total) -> tuple[str, str]:
-    return (str(total.n), write_microseconds(total.seconds)) if total.n else (NOTHING, NOTHING)
+    return (str(total.n) if total.n else NOTHING, write_microseconds(total.seconds if total.is_priced else None))
+
+
+def _change(kind: _Kind) -> str:
+    if not (kind.before.is_priced or kind.after.is_priced):
+        return NOTHING
+    return f"{round(1e6 * (kind.after.seconds - kind.before.seconds), 2) + 0.0:+.2f}"
 
 
 def _list_kernels(kernels: Sequence[PricedKernel], caption: str) -> Table:

@@ -88,6 +88,12 @@ class Reading:
             return self.winner
         return found.best or found.nearest
 
+    @property
+    def n_samples(self) -> int:
+        """The most samples on which a trial was scored: those with fewer could not win any more."""
+        scores = [record.measurement.accuracy for record in self.records]
+        return max((score.n for score in scores if score is not None), default=0)
+
     def row(self, label: str) -> Row | None:
         """Returns a row of the final table."""
         return next((row for row in self.rows if row.label == label), None)

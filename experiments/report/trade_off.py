@@ -163,19 +163,23 @@ def describe_trial(record: Record, reading: Reading, *, over: bool = False) -> s
         latency = record.measurement.latency
         if latency is not None and latency.ratio:
             lines.append(f"{latency.ratio:.3f} of the original's latency")
-        lines.append(_verdict(record, budget))
+        lines.append(_verdict(record, reading))
     if over:
         lines.append("above the edge of the picture")
     return hover(f"#{record.id}", lines)
 
 
-def _verdict(record: Record, budget: Budget) -> str:
+def _verdict(record: Record, reading: Reading) -> str:
+    budget = reading.budget or Budget()
     if record.status is Status.PRUNED:
         return f"stopped early: {record.error}" if record.error else "stopped early"
     if record.status is not Status.COMPLETE:
         return f"{record.status.value.lower()}: {record.error}"
     exceeded = [name for name, excess in budget.excesses(record.measurement) if excess > 0.0]
-    return "keeps the budget" if not exceeded else f"exceeds {', '.join(BOUND_NAMES[name] for name in exceeded)}"
+    verdict = "keeps the budget" if not exceeded else f"exceeds {', '.join(BOUND_NAMES[name] for name in exceeded)}"
+    score = record.measurement.accuracy
+    is_partly_scored = score is not None and score.n < reading.n_samples
+    return f"{verdict}; scored on {score.n} samples only" if score is not None and is_partly_scored else verdict
 
 
 BOUND_NAMES = {bound: QUANTITIES[objective].label for objective, bound in BOUND_OF.items()}
@@ -253,7 +257,7 @@ def _line(record: Record, reading: Reading) -> Line:
             write_megabytes(measurement.size_bytes),
             write_origin(record),
             record.policy.id,
-            "" if budget is None else _verdict(record, budget),
+            "" if budget is None else _verdict(record, reading),
         ),
         tone,
     )

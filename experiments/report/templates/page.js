@@ -120,7 +120,7 @@
   if (!badge) {
     return;
   }
-  const pace = { preparing: 1500, searching: 1500, finishing: 1500, ended: 10000, stopped: 5000 };
+  const pace = { preparing: 1500, searching: 1500, finishing: 1500, ended: 10000, stopped: 2000 };
   let tag = "";
   const replaceParts = (html) => {
     const fresh = new DOMParser().parseFromString(`<main>${html}</main>`, "text/html").querySelector("main");
