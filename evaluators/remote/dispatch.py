@@ -13,6 +13,7 @@ from .connection import AgentConnection, Answer, Question
 from .wire import (
     LEASE_HEADER,
     MAX_ANSWER_BYTES,
+    MAX_ARTIFACT_BYTES,
     MAX_ORDER_BYTES,
     Arrays,
     Order,
@@ -161,7 +162,9 @@ class Dispatch:
             MeasurementError: the agent does not take it.
         """
         path = f"/v1/artifacts/{sha256}"
-        if self._connection.ask(Question("HEAD", path, headers=headers)).status == 204:
+        if len(model) > MAX_ARTIFACT_BYTES:
+            raise MeasurementError(f"agents take models of {MAX_ARTIFACT_BYTES} bytes at most, got {len(model)}")
+        if self._connection.ask(Question("HEAD", path, headers=headers)).status in (204, 409):
             return
         answer = self._connection.ask(Question("PUT", path, model, headers))
         if answer.status not in (204, 409):

@@ -205,16 +205,17 @@ def _add_leases(app: FastAPI, agent: _Agent) -> None:
 
 def _add_artifacts(app: FastAPI, agent: _Agent) -> None:
     @app.head("/v1/artifacts/{sha256}")
-    async def look(sha256: str) -> Response:
+    async def look(sha256: str, request: Request) -> Response:
+        _require_free(agent, request)  # before the model is on its way
         return Response(status_code=204 if agent.bench.knows(sha256) else 404)
 
     @app.put("/v1/artifacts/{sha256}")
     async def bring(sha256: str, request: Request) -> Response:
         if not _SHA256.fullmatch(sha256):
             raise RefusedError(422, "request", "an artifact is called by its sha256, 64 hex digits")
-        _require_free(agent, request)
         async with agent.bodies:
             model = await _read_body(request, agent.settings.max_artifact_bytes)
+            _require_free(agent, request)
             try:
                 await agent.compute(agent.bench.add, sha256, bytes(model))
             except MeasurementError as error:
@@ -226,10 +227,9 @@ def _add_orders(app: FastAPI, agent: _Agent) -> None:
     @app.put("/v1/orders/{order_id}")
     async def carry_out(order_id: str, request: Request) -> Response:
         _require_id(order_id)
-        _require_free(agent, request)
-        work = agent.pending.get(order_id) or agent.done.get(order_id)
         async with agent.bodies:
             body = await _read_body(request, agent.settings.max_order_bytes)
+            _require_free(agent, request)  # only now, since a connection that is closed on its sender looks broken
             digest = hashlib.sha256(body).hexdigest()
             work = agent.pending.get(order_id) or agent.done.get(order_id)
             if work is None:

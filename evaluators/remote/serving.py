@@ -3,6 +3,7 @@
 import logging
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from ...core.errors import SpecError
@@ -18,6 +19,21 @@ _MAX_CONNECTIONS = 64
 _GRACE_S = 5
 
 
+@dataclass(frozen=True)
+class OpenedServer:
+    """A server whose port is open already."""
+
+    server: Any
+    listener: socket.socket
+    #: how it is reached from this machine; with ``0.0.0.0`` from others by their name for it
+    url: str
+
+    def run(self) -> None:
+        """Answers until the process, or whoever sets ``server.should_exit``, ends it."""
+        with self.listener:
+            self.server.run(sockets=[self.listener])
+
+
 def serve(bench: AgentBench, keeper: TokenKeeper, address: Address, *, announce: Callable[[str], None]) -> None:
     """Answers searches until the process is told to end.
 
@@ -31,16 +47,31 @@ def serve(bench: AgentBench, keeper: TokenKeeper, address: Address, *, announce:
         SpecError: FastAPI or uvicorn is not installed, or the address cannot be had.
     """
     try:
-        import uvicorn
-
         from .server import build_app
     except ImportError as error:
-        raise SpecError("fastapi and uvicorn are not installed; pip install 'trimtab[agent]'") from error
+        raise SpecError("fastapi is not installed; pip install 'trimtab[agent]'") from error
+    opened = open_server(build_app(bench, keeper), address)
+    if address.is_exposed:
+        _log.warning("tokens travel unencrypted to %s: everybody on the way can read and use them", opened.url)
+    announce(opened.url)
+    opened.run()
+
+
+def open_server(app: Any, address: Address) -> OpenedServer:
+    """Opens the port for an ASGI application.
+
+    Raises:
+        SpecError: uvicorn is not installed, or certificate or address cannot be used.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise SpecError("uvicorn is not installed; pip install 'trimtab[agent]'") from error
     settings: dict[str, Any] = {}
     if address.certificate is not None:
         settings = {"ssl_certfile": str(address.certificate), "ssl_keyfile": str(address.key)}
     runner = uvicorn.Config(
-        build_app(bench, keeper), log_level="warning", access_log=False, ws="none", lifespan="off", server_header=False,
+        app, log_level="warning", access_log=False, ws="none", lifespan="off", server_header=False,
         limit_concurrency=_MAX_CONNECTIONS, timeout_graceful_shutdown=_GRACE_S, **settings,
     )  # fmt: skip
     try:
@@ -49,12 +80,9 @@ def serve(bench: AgentBench, keeper: TokenKeeper, address: Address, *, announce:
         raise SpecError(f"the certificate and its key cannot be used: {error}") from error
     listener = _listen(address)
     host, port = listener.getsockname()[:2]
-    if address.is_exposed:
-        _log.warning("tokens travel unencrypted to %s: everybody on the way can read and use them", host)
     shown = f"[{host}]" if ":" in host else host
-    announce(f"{'http' if address.certificate is None else 'https'}://{shown}:{port}")
-    with listener:
-        uvicorn.Server(runner).run(sockets=[listener])
+    scheme = "http" if address.certificate is None else "https"
+    return OpenedServer(uvicorn.Server(runner), listener, f"{scheme}://{shown}:{port}")
 
 
 def _listen(address: Address) -> socket.socket:

@@ -13,6 +13,8 @@ from trimtab.core.errors import MeasurementError, SpecError
 from trimtab.evaluators.device import build_device
 from trimtab.evaluators.latency import SelfTiming, TimingSettings, measure_latency
 from trimtab.evaluators.openvino_device import find_group_size
+from trimtab.evaluators.remote.agent_bench import AgentBench
+from trimtab.evaluators.remote.testing import run_agent
 from trimtab.evaluators.testing import DEVICE_CHECKS, DeviceCase, SimulatedDevice, check_device, example_artifact
 from trimtab.experiments.spec_file import find_spec
 from trimtab.hw_profiles.target import Target
@@ -22,10 +24,14 @@ OWN_WARNINGS = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarni
 
 BOARD = Path(find_spec("digits-board")).parent / "boards" / "xeon.yaml"
 
+#: the URL of the agent takes its place, see `agent`
+AGENT = "agent"
+
 TARGETS = [
     Target("lut", device=str(BOARD)),
     Target("onnxruntime"),
     Target("openvino"),
+    Target("remote", device=AGENT),
     Target("trimtab.evaluators.testing:SimulatedDevice"),
     Target("torch"),
     pytest.param(Target("torch_compile"), marks=[pytest.mark.slow, OWN_WARNINGS]),
@@ -38,8 +44,18 @@ TARGETS = [
 BATCHES = [1, 3]
 
 
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory):
+    with run_agent(AgentBench("onnxruntime", "cpu"), tmp_path_factory.mktemp("agent")) as running:
+        yield running
+
+
 @pytest.fixture(params=TARGETS, ids=lambda target: f"{target.runtime}-{Path(target.device).stem}")
-def target(request):
+def target(request, monkeypatch):
+    if request.param.device == AGENT:
+        running = request.getfixturevalue("agent")
+        monkeypatch.setenv("TRIMTAB_AGENT_TOKEN", running.token)
+        return replace(request.param, device=running.url)
     if request.node.get_closest_marker("gpu"):
         try:
             build_device(request.param)
