@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from trimtab.experiments.launch import SearchResult, resume, search
     from trimtab.experiments.policy_file import PolicyFile, load_policy
     from trimtab.experiments.profiling.profile import ProfileResult, profile
+    from trimtab.experiments.serving.call_queue import OverloadedError
+    from trimtab.experiments.serving.drift import Drift
+    from trimtab.experiments.serving.serve import serve
+    from trimtab.experiments.serving.served_model import ServedModel, ServeOptions
     from trimtab.experiments.spec import Spec
     from trimtab.experiments.store.policy_store import PolicyStore
     from trimtab.experiments.verify import Verification, verify
@@ -31,14 +35,18 @@ __all__ = [
     "ArtifactError",
     "DataError",
     "Dataset",
+    "Drift",
     "MeasurementError",
     "ModelError",
+    "OverloadedError",
     "PolicyError",
     "PolicyFile",
     "PolicyStore",
     "ProfileResult",
     "RunError",
     "SearchResult",
+    "ServeOptions",
+    "ServedModel",
     "Spec",
     "SpecError",
     "Split",
@@ -50,6 +58,7 @@ __all__ = [
     "profile",
     "resume",
     "search",
+    "serve",
     "verify",
 ]
 
@@ -64,6 +73,10 @@ _HOMES = {
     "trimtab.experiments.launch": ("SearchResult", "resume"),
     "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
     "trimtab.experiments.profiling.profile": ("ProfileResult", "profile"),
+    "trimtab.experiments.serving.call_queue": ("OverloadedError",),
+    "trimtab.experiments.serving.drift": ("Drift",),
+    "trimtab.experiments.serving.serve": ("serve",),
+    "trimtab.experiments.serving.served_model": ("ServeOptions", "ServedModel"),
     "trimtab.experiments.spec": ("Spec",),
     "trimtab.experiments.store.policy_store": ("PolicyStore",),
     "trimtab.experiments.verify": ("Verification", "verify"),

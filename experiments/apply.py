@@ -31,6 +31,7 @@ from .reapply.mapped_policy import map_policy
 from .reapply.matching import Matching, match_layers
 from .reapply.range_order import move_ranges, order_ranges
 from .reapply.suitability import Suitability, check_suitability
+from .serving.record import Expectation, record_expectation
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +133,7 @@ def apply(
         folder, promise.measurement, matching, mapped.notes, suitability, suitability.suits or not options.strict
     )
     if applied.is_written:
-        _write(applied, artifact, file, (promise, device, batch))
+        _write(applied, artifact, file, (promise, device, batch, _expect(device, pipeline, artifact, dataset)))
         if options.openvino_ir:
             write_openvino_ir(folder, artifact)
     return applied
@@ -142,17 +143,27 @@ def _write(
     applied: Applied,
     artifact: Artifact,
     file: PolicyFile,
-    made_on: tuple[Promise, Device, Mapping[str, np.ndarray]],
+    made_on: tuple[Promise, Device, Mapping[str, np.ndarray], Expectation],
 ) -> None:
-    promise, device, batch = made_on
+    promise, device, batch, expected = made_on
     manifest = Manifest(
         target=file.target,
         precision=artifact.precision,
         dynamic_activations=artifact.dynamic_activations,
         promise=promise,
         profile=device.identify().to_json(),
+        input_statistics=expected.input_statistics,
+        agreement=expected.agreement,
     )
     write_artifact(applied.folder, artifact, file, manifest, record_probe(device.load(artifact), [batch]))
+
+
+def _expect(device: Device, pipeline: Pipeline, artifact: Artifact, dataset: Dataset | None) -> Expectation:
+    """Returns what service is to be compared with; nothing where there are no data."""
+    if dataset is None:
+        return Expectation()
+    executable, original = device.load(artifact), device.load(pipeline.build({}, GraphTreatment()))
+    return record_expectation(executable, original, dataset.validation, batch_size=device.target.batch_size)
 
 
 def _settle_ranges(file: PolicyFile, pipeline: Pipeline, matching: Matching, *, has_data: bool) -> PolicyFile:

@@ -4,6 +4,7 @@ import importlib.metadata
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..compressors.artifact import Artifact
@@ -24,6 +25,7 @@ from .preparation import Preparation
 from .reapply.evidence import Evidence
 from .reapply.range_order import order_ranges
 from .run_folder import RunFolder
+from .serving.record import record_expectation
 
 #: searched candidates that are timed together at the end
 _N_FINALISTS = 4
@@ -199,19 +201,31 @@ def write_outcome(preparation: Preparation, run: RunFolder, final: Final, pareto
     knowledge = run.read_knowledge() or Knowledge()
     policy = replace(described, evidence=_gather_evidence(preparation, final.winner.policy, row, knowledge))
     policy.save(run.policy)
-    artifact = preparation.build(final.winner.policy)
-    executable = preparation.device.load(artifact)
-    batch_size = preparation.device.target.batch_size
-    n_batches = min(N_PROBES, max(1, len(preparation.dataset.validation) // batch_size))
-    batches = [take_batch(preparation.dataset.validation, i * batch_size, batch_size) for i in range(n_batches)]
+    write_promised(preparation, run.artifact, policy, Promise(_promise(row), "test", final.yardstick_s))
+
+
+def write_promised(preparation: Preparation, folder: Path, policy: PolicyFile, promise: Promise) -> None:
+    """Builds a policy's artifact and writes its folder, with what its service is to be compared with.
+
+    Raises:
+        PolicyError: it cannot be built.
+        MeasurementError: the runtime fails.
+    """
+    artifact, device, split = preparation.build(policy.policy), preparation.device, preparation.dataset.validation
+    executable, batch_size = device.load(artifact), device.target.batch_size
+    n_batches = min(N_PROBES, max(1, len(split) // batch_size))
+    batches = [take_batch(split, i * batch_size, batch_size) for i in range(n_batches)]
+    expected = record_expectation(executable, preparation.validation.reference, split, batch_size=batch_size)
     manifest = Manifest(
-        target=preparation.device.target,
+        target=device.target,
         precision=artifact.precision,
         dynamic_activations=artifact.dynamic_activations,
-        promise=Promise(_promise(row), "test", final.yardstick_s),
-        profile=describe_origin(preparation.device),
+        promise=promise,
+        profile=describe_origin(device),
+        input_statistics=expected.input_statistics,
+        agreement=expected.agreement,
     )
-    write_artifact(run.artifact, artifact, policy, manifest, record_probe(executable, batches))
+    write_artifact(folder, artifact, policy, manifest, record_probe(executable, batches))
 
 
 def _gather_evidence(preparation: Preparation, policy: Policy, row: Row, knowledge: Knowledge) -> Evidence:

@@ -9,8 +9,9 @@ from typing import Any
 
 from ..core.errors import ArtifactError
 from ..core.files import read_json, sha256_file, write_json
-from ..evaluators.measurement import Measurement
+from ..evaluators.measurement import Estimate, Measurement
 from ..hw_profiles.target import Target
+from .serving.input_statistics import InputStatistics, statistics_from_json, statistics_to_json
 from .spec import read_target
 
 #: version of the format; tests/golden keeps a file of every version that was ever released
@@ -45,6 +46,10 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
     #: see `Artifact.full_precision`
     full_precision: tuple[str, ...] = ()
+    #: what the inputs looked like when the artifact was made; empty where that was not recorded
+    input_statistics: InputStatistics = field(default_factory=dict)
+    #: how often, from 0 to 1, the artifact agreed with the original; None where that was not recorded
+    agreement: Estimate | None = None
 
     def write(self, folder: Path) -> None:
         """Digests every file of the folder and writes manifest.json."""
@@ -66,6 +71,10 @@ class Manifest:
                 "split": self.promise.split,
                 "yardstick_s": self.promise.yardstick_s,
             },
+            "service": {
+                "input_statistics": statistics_to_json(self.input_statistics),
+                "agreement": self.agreement and self.agreement.to_json(),
+            },
             "versions": {name: importlib.metadata.version(name) for name in ("trimtab", "numpy", "onnx")},
         }  # fmt: skip
         write_json(folder / "manifest.json", content)
@@ -86,6 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
     if content.get("schema") != SCHEMA:
         raise ArtifactError(f"{path} has schema {content.get('schema')!r}; this version reads schema {SCHEMA}")
     try:
+        service = content.get("service", {})  # recorded since the runtime helper is there
         return Manifest(
             target=read_target(content["target"]),
             precision=str(content["runtime"]["precision"]),
@@ -94,6 +104,8 @@ def read_manifest(folder: Path) -> Manifest:
             profile=dict(content["profile"]),
             files={str(name): str(entry["sha256"]) for name, entry in content["files"].items()},
             full_precision=_parse_names(content["runtime"].get("full_precision", [])),
+            input_statistics=statistics_from_json(service.get("input_statistics", {})),
+            agreement=_parse_agreement(service.get("agreement")),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ArtifactError(f"{path} is damaged: {type(error).__name__}: {error}") from error
@@ -124,6 +136,16 @@ def _parse_names(content: Any) -> tuple[str, ...]:
     if not isinstance(content, list) or not all(isinstance(name, str) for name in content):
         raise ValueError(f"full_precision must be a list of layers' names, got {content!r:.80}")
     return tuple(content)
+
+
+def _parse_agreement(content: Any) -> Estimate | None:
+    if content is None:
+        return None
+    _check_numbers(content)
+    agreement = Estimate.from_json(content)
+    if not 0 <= agreement.mean <= 1 or agreement.standard_error < 0:
+        raise ValueError(f"the agreement must be a share with its error, got {agreement}")
+    return agreement
 
 
 def _parse_promise(content: dict[str, Any]) -> Promise:
