@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from ...core.files import write_json
 from ...search.searcher import Verdict, build_searcher, give_verdict
 from ...spaces.policy import Policy
 from ..tabulated.synthetic import SyntheticProblem, SyntheticShape, make_synthetic
-from ..tabulated.tabulated_problem import PROBLEMS, TabulatedProblem, load_problem
+from ..tabulated.tabulated_problem import PROBLEMS, TABLE_FOLDER, TabulatedProblem, load_problem
 
 SEARCHERS = (
     "auto", "evolution", "greedy", "policy_gradient", "cmaes", "tpe", "nsga2", "nsga3", "gp", "random", "plain nsga2"
@@ -39,6 +40,8 @@ SEARCHERS = (
 #: evaluations after which the regret is told
 AFTER = (10, 25, 50, 100)
 _BATCH = 4
+#: modules of `search/` that run and keep trials, which tabulated ones are not
+_RUNS_TRIALS = re.compile("pool|ray|asha|attempt|journal|controller|contract|testing|crew")
 #: a Gaussian process of Optuna takes seconds a suggestion: fewer seeds, and half as many evaluations
 _DEAR, _DEAR_SEEDS, _DEAR_EVALUATIONS = "gp", 5, 50
 #: synthetic problems beside the tabulated ones: name → shape
@@ -193,16 +196,18 @@ def _evaluations_to(regrets: np.ndarray, goal: float) -> str:
 
 
 def _path(run: Run) -> Path:
-    folder = cache_folder() / "bench-search" / _digest() / run.problem / run.searcher.replace(" ", "-")
+    folder = cache_folder() / "bench-search" / _digest(run.problem) / run.problem / run.searcher.replace(" ", "-")
     return folder / f"{run.seed}.json"
 
 
 @cache
-def _digest() -> str:
-    """Digest of the searchers' sources: what other code computed is not believed."""
-    search = Path(__file__).parents[2] / "search"
+def _digest(problem: str) -> str:
+    """Digest of the searchers' sources and of the table: what other code found, or found elsewhere, is not believed."""
+    root = Path(__file__).parents[2]
+    sources = [path for path in sorted((root / "search").rglob("*.py")) if not _RUNS_TRIALS.search(path.stem)]
+    table = [] if problem in SYNTHETIC else [TABLE_FOLDER / f"{PROBLEMS[problem].table}.npz"]
     digest = hashlib.sha256()
-    for path in sorted(search.rglob("*.py")):
+    for path in (*sources, *table):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 

@@ -158,6 +158,7 @@ PROBLEMS: Mapping[str, Question] = {
     "resnet8-onnxruntime": Question("resnet8-onnxruntime", "latency", accuracy_drop=0.01),
     "resnet8-openvino": Question("resnet8-openvino", "latency", accuracy_drop=0.01, size=0.27),
     "resnet8-openvino-size": Question("resnet8-openvino", "size", accuracy_drop=0.01, latency=0.62),
+    "vit-onnxruntime": Question("vit-onnxruntime", "latency", accuracy_drop=0.01),
 }
 
 
