@@ -44,22 +44,28 @@ for n in range(int(sys.argv[4])):
         print("rollback", "", flush=True)
 """
 )
-#: a process that is killed somewhere in the middle of what it does, again and again
+#: processes that are killed some time after they said a few things, in the middle of the next
 VICTIMS = (
     PREPARE
     + """
 import os, random, signal, time
 rng = random.Random(0)
 for k in range(int(sys.argv[4])):
+    ear, mouth = os.pipe()
     victim = os.fork()
     if not victim:
         for n in range(k * 1000, (k + 1) * 1000):
-            os.write(1, f"publish {(version := publish(n))}\\n".encode())
+            os.write(mouth, f"publish {(version := publish(n))}\\n".encode())
             store.promote("tiny", version)
-            os.write(1, f"promote {version}\\n".encode())
-    time.sleep(rng.uniform(0.0, 0.12))
-    os.kill(victim, signal.SIGKILL)
-    os.waitpid(victim, 0)
+            os.write(mouth, f"promote {version}\\n".encode())
+    os.close(mouth)
+    with open(ear) as said:
+        for _ in range(rng.randint(0, 4)):
+            print(said.readline(), end="")
+        time.sleep(rng.uniform(0.0, 0.02))
+        os.kill(victim, signal.SIGKILL)
+        os.waitpid(victim, 0)
+        print(said.read(), end="")
     assert all(not shelf.damages for shelf in PolicyStore(root).shelves())
 """
 )

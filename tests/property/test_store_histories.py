@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.core.errors import ArtifactError
 from trimtab.experiments.store.event import Event, FileEntry, decode_event, version_id
@@ -97,6 +97,7 @@ def test_the_last_event_that_is_no_publication_decides_what_is_in_production(tak
     assert [version.id for version in [shelf.production] if version] == last
 
 
+@settings(max_examples=20)  # each writes to the disk
 @given(steps, st.randoms())
 def test_a_listing_that_lacks_what_it_names_is_completed(tmp_path_factory, taken, random):
     events, _ = play(taken)
@@ -115,6 +116,7 @@ def without(list_files, names):
     return lambda folder: {name: size for name, size in list_files(folder).items() if name not in missed}
 
 
+@settings(max_examples=20)
 @given(steps.filter(lambda taken: len(taken) > 1), st.randoms())
 def test_an_event_that_is_gone_is_missed_by_those_that_name_it(tmp_path_factory, taken, random):
     events, _ = play([(0, *rest) for _, *rest in taken])  # one writer: each event names the one before
