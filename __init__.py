@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     )
     from trimtab.evaluators.dataset import Dataset, Split
     from trimtab.experiments.apply import Applied, ApplyOptions, apply
+    from trimtab.experiments.explain.difference import PolicyDifference, diff
+    from trimtab.experiments.explain.explain import explain
+    from trimtab.experiments.explain.explanation import Explanation
     from trimtab.experiments.launch import SearchResult, resume, search
     from trimtab.experiments.policy_file import PolicyFile, load_policy
     from trimtab.experiments.profiling.profile import ProfileResult, profile
@@ -36,9 +39,11 @@ __all__ = [
     "DataError",
     "Dataset",
     "Drift",
+    "Explanation",
     "MeasurementError",
     "ModelError",
     "OverloadedError",
+    "PolicyDifference",
     "PolicyError",
     "PolicyFile",
     "PolicyStore",
@@ -54,6 +59,8 @@ __all__ = [
     "TrimtabError",
     "Verification",
     "apply",
+    "diff",
+    "explain",
     "load_policy",
     "profile",
     "resume",
@@ -70,6 +77,9 @@ _HOMES = {
     ),
     "trimtab.evaluators.dataset": ("Dataset", "Split"),
     "trimtab.experiments.apply": ("Applied", "ApplyOptions", "apply"),
+    "trimtab.experiments.explain.difference": ("PolicyDifference", "diff"),
+    "trimtab.experiments.explain.explain": ("explain",),
+    "trimtab.experiments.explain.explanation": ("Explanation",),
     "trimtab.experiments.launch": ("SearchResult", "resume"),
     "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
     "trimtab.experiments.profiling.profile": ("ProfileResult", "profile"),

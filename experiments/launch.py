@@ -24,6 +24,7 @@ from ..search.worker_pool import Job, Limits, WorkerPool
 from ..spaces.policy import Policy
 from .benches import SearchBenches
 from .budgets import resolve_budget
+from .explain.notebook import show_result
 from .finish import Final, Row, finish_search, write_outcome
 from .knowledge import check_size, gather_knowledge, used_by
 from .pareto import answer_problem
@@ -72,6 +73,10 @@ class SearchResult:
     def is_feasible(self) -> bool:
         """Whether a policy keeps the budget."""
         return self.policy is not None
+
+    def _repr_html_(self) -> str:
+        """Shows the final table in a notebook."""
+        return show_result(self)
 
     def to_json(self) -> dict[str, Any]:
         """Returns what the final table shows, and where the files are, as JSON values."""

@@ -13,6 +13,7 @@ from ..spaces.layer import STRUCTURE_KINDS, Group, Layer, fingerprint_layers
 from ..spaces.policy import Policy
 from ..spaces.space import spread_groups
 from ..spaces.treatment import Treatment
+from .explain.notebook import show_policy
 from .reapply.evidence import Evidence
 from .spec import read_target
 
@@ -50,6 +51,10 @@ class PolicyFile:
     def layer_treatments(self) -> dict[str, Treatment]:
         """Name → treatment of layers and structures."""
         return spread_groups(self.groups, self.policy)
+
+    def _repr_html_(self) -> str:
+        """Shows the policy in a notebook."""
+        return show_policy(self)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the file's content."""

@@ -7,9 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from .explain.difference import Choice, MeasuredPair, PolicyDifference
-from .explain.explanation import Explanation, LayerRow
-from .explain.summary import summarise
-from .explain.words import UNKNOWN, kilobytes, milliseconds
+from .explain.explanation import Explanation
+from .explain.summary import HEADINGS, describe_row, summarise
+from .explain.words import UNKNOWN
 
 
 def print_explanation(console: Console, found: Explanation) -> None:
@@ -17,22 +17,13 @@ def print_explanation(console: Console, found: Explanation) -> None:
     for line in summarise(found):
         _say(console, line)
     table = Table(title="layer by layer; saved: of the whole model's latency", title_justify="left")
-    for heading in ("group", "kind", "treatment", "saved", "sensitivity", "weights", "why"):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right" if heading in ("saved", "sensitivity") else "left", overflow="fold")
     for row in found.rows:
-        table.add_row(*map(escape, _cells(row)), style=None if row.is_treated else "dim")
+        table.add_row(*map(escape, describe_row(row)), style=None if row.is_treated else "dim")
     console.print(table)
     for line in found.notes:
         _say(console, line)
-
-
-def _cells(row: LayerRow) -> tuple[str, ...]:
-    saved = milliseconds(row.latency_saved_s) if row.is_treated else "–"
-    sensitivity = UNKNOWN if row.sensitivity is None else f"{row.sensitivity:.1e}"
-    sizes = kilobytes(row.size_before_bytes)
-    if row.is_treated:
-        sizes = f"{sizes} → {kilobytes(row.size_after_bytes)}"
-    return row.group, row.kind, row.treatment, saved, sensitivity, sizes, row.reason
 
 
 def print_difference(console: Console, found: PolicyDifference) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from ...evaluators.measurement import Measurement
 from ...search.budget import BOUNDS, Budget
 from ..policy_file import PolicyFile
+from .notebook import show_explanation
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,10 @@ class Explanation:
     graph: tuple[str, ...] = ()
     #: where the numbers come from, and what is not known, one line each
     notes: tuple[str, ...] = ()
+
+    def _repr_html_(self) -> str:
+        """Shows the explanation in a notebook."""
+        return show_explanation(self)
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything as JSON values; what is not known is null."""

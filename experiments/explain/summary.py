@@ -1,11 +1,14 @@
-"""The answer in a few lines: what was promised, for which target, and where the policy comes from."""
+"""An explanation in words: the answer in a few lines, and what stands in the columns of its table."""
 
 from collections.abc import Iterator
 
 from ...evaluators.measurement import Estimate, Measurement
 from ...search.budget import BOUNDS
-from .explanation import Explanation
+from .explanation import Explanation, LayerRow
 from .words import UNKNOWN, kilobytes, milliseconds, percent
+
+#: of the columns that `describe_row` fills
+HEADINGS = ("group", "kind", "treatment", "saved", "sensitivity", "weights", "why")
 
 
 def summarise(found: Explanation) -> tuple[str, ...]:
@@ -58,3 +61,17 @@ def _describe_budget(found: Explanation) -> tuple[str, ...]:
         if getattr(budget, name) is not None
     ]
     return (f"budget:  {', '.join(parts) or 'none'}; least {found.objective} wanted",)
+
+
+def describe_row(row: LayerRow) -> tuple[str, ...]:
+    """Returns the texts of a row, a column each; see `HEADINGS`."""
+    sizes = [row.size_before_bytes, row.size_after_bytes] if row.is_treated else [row.size_before_bytes]
+    return (
+        row.group,
+        row.kind,
+        row.treatment,
+        milliseconds(row.latency_saved_s) if row.is_treated else "–",
+        UNKNOWN if row.sensitivity is None else f"{row.sensitivity:.1e}",
+        " → ".join(map(kilobytes, sizes)),
+        row.reason,
+    )
