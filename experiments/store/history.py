@@ -40,8 +40,8 @@ def read_shelf(place: Place, model: str, target: str) -> Shelf:
     return fold_events(Shelf(model, target, damages=tuple(damages)), events)
 
 
-def append_event(place: Place, shelf: Shelf, event: Event) -> str:
-    """Adds an event behind everything that the shelf knows, and returns its name.
+def append_event(place: Place, shelf: Shelf, event: Event) -> Shelf:
+    """Adds an event behind everything that the shelf knows, and returns that with it; others may have added more.
 
     Raises:
         SpecError: something in the event may not stand in a history.
@@ -53,7 +53,7 @@ def append_event(place: Place, shelf: Shelf, event: Event) -> str:
     check_event(event)
     name = event.name
     place.write(f"{_events_folder(event.model, event.target)}/{name}{_SUFFIX}", event.encode())
-    return name
+    return fold_events(Shelf(event.model, event.target), {**shelf.events, name: event})
 
 
 def check_undamaged(place: Place, shelf: Shelf) -> None:

@@ -90,8 +90,7 @@ class PolicyStore:
         check_undamaged(self._place, shelf)
         check_event(event)
         self._write_files(f"{model}/{shelf.target}/versions/{event.version}", contents)
-        append_event(self._place, shelf, event)
-        return read_shelf(self._place, model, shelf.target).version(event.version)
+        return append_event(self._place, shelf, event).version(event.version)
 
     def promote(self, name: str, version: str | None = None, *, target: str | None = None, why: str = "") -> Shelf:
         """Puts a version into production, after checking its files against their digests.

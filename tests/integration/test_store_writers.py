@@ -8,7 +8,7 @@ import pytest
 from trimtab import PolicyStore
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "artifact-v1"
-N_WRITERS, N_EACH, N_KILLS = 2, 48, 12
+N_WRITERS, N_EACH, N_KILLS = 2, 44, 10
 
 PREPARE = """
 import sys
