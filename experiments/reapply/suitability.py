@@ -16,7 +16,7 @@ NOT_CHECKED = "not checked"
 FACTOR = 3.0
 #: … and what it adds is more than this share of what all treatments of the policy did together at the search. Scores of
 #: single layers differ by up to a factor of 8 between trainings that differ in their seed alone, but what the layer
-#: added there was never more than 0.32 of the whole (docs/adr/0023).
+#: added there was never more than 0.32 of the whole (docs/adr/0020).
 SHARE = 1.0
 
 
