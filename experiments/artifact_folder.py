@@ -49,13 +49,19 @@ def write_artifact(
         )
         settings.write(staging)
         staging.chmod(0o755)
-        _put_in_place(staging, folder)
+        put_in_place(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
 
 
-def _put_in_place(staging: Path, folder: Path) -> None:
+def put_in_place(staging: Path, folder: Path) -> None:
+    """Makes a finished folder stand where another may stand already; readers see the old one or the new one whole.
+
+    Args:
+        staging: the finished folder, beside ``folder``.
+        folder: where it is to stand.
+    """
     old = folder.with_name(f"{staging.name}.old")
     if folder.exists():
         folder.rename(old)

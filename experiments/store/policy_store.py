@@ -16,7 +16,7 @@ from ...core.errors import ArtifactError, SpecError
 from ...core.files import write_bytes
 from ...core.names import describe_unknown
 from ...evaluators.measurement import Measurement
-from ..artifact_folder import _put_in_place
+from ..artifact_folder import put_in_place
 from .contents import Contents, find_source, read_contents
 from .event import Action, Event, FileEntry, check_event, check_name, version_id
 from .history import append_event, check_undamaged, read_shelf
@@ -241,7 +241,7 @@ def _copy_out(folder: Path, contents: Contents) -> None:
         for name, content in contents.files.items():
             write_bytes(staging / name, content)
         staging.chmod(0o755)
-        _put_in_place(staging, folder)
+        put_in_place(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
