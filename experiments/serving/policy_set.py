@@ -8,7 +8,7 @@ from typing import Any
 
 from ...core.errors import ArtifactError
 from ...core.files import read_json, sha256_file, write_json
-from ..artifact_folder import _put_in_place
+from ..artifact_folder import put_in_place
 from ..manifest import Manifest, check_files, read_manifest
 
 #: version of the format
@@ -73,7 +73,7 @@ def write_policy_set(folder: Path, writers: Sequence[tuple[str, Callable[[Path],
         write_json(staging / "set.json", content)
         read_policy_set(staging)
         staging.chmod(0o755)
-        _put_in_place(staging, folder)
+        put_in_place(staging, folder)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
