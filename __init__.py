@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trimtab.experiments.launch import SearchResult, resume, search
     from trimtab.experiments.policy_file import PolicyFile, load_policy
     from trimtab.experiments.profiling.profile import ProfileResult, profile
+    from trimtab.experiments.report.page import write_report
     from trimtab.experiments.serving.call_queue import OverloadedError
     from trimtab.experiments.serving.drift import Drift
     from trimtab.experiments.serving.serve import serve
@@ -67,6 +68,7 @@ __all__ = [
     "search",
     "serve",
     "verify",
+    "write_report",
 ]
 
 #: where each public name lives; loaded on first use, so that ``import trimtab`` stays light
@@ -83,6 +85,7 @@ _HOMES = {
     "trimtab.experiments.launch": ("SearchResult", "resume"),
     "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
     "trimtab.experiments.profiling.profile": ("ProfileResult", "profile"),
+    "trimtab.experiments.report.page": ("write_report",),
     "trimtab.experiments.serving.call_queue": ("OverloadedError",),
     "trimtab.experiments.serving.drift": ("Drift",),
     "trimtab.experiments.serving.serve": ("serve",),

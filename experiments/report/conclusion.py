@@ -90,8 +90,10 @@ def _conclude_partial(reading: Reading, final: Table | None) -> Conclusion:
     headline = "Nothing measured yet"
     best = None if found is None else found.best or found.nearest
     if found is not None and budget is not None and best is not None:
-        headline = "Best so far" if found.best else "Nothing keeps the budget so far; the nearest"
-        headline += f": policy #{best.id}, {write_brief(best.measurement, budget)}"
+        headline = "Best so far is policy" if found.best else "Nothing keeps the budget so far; nearest is policy"
+        lost = f"{write_percent(best.measurement.accuracy_drop, sign='+')} points lost"
+        headline += f" #{best.id}{_gains(reading, best.measurement, lost)}"
+        sentences.append(f"It was tried as {write_origin(best)}: {write_brief(best.measurement, budget)}.")
         sentences.append(
             "These are the search's own measurements: the finalists have not been timed together, and nothing was "
             "scored on the test split yet."
@@ -147,19 +149,26 @@ def _reachable(reading: Reading) -> Mapping[str, float]:
 
 
 def _headline(reading: Reading, winner: Row) -> str:
-    latency, original = winner.final.latency, reading.row("original")
-    size, first = winner.final.size_bytes, None if original is None else original.final.size_bytes
+    where = "keeps the budget" if _keeps_on_test(winner, reading.budget) else "keeps the budget on validation only"
+    lost = write_percent(winner.test.accuracy_drop, sign="+")
+    return f"Policy #{winner.record.id} {where}{_gains(reading, winner.final, f'{lost} points lost on test')}"
+
+
+def _gains(reading: Reading, measurement: Measurement, lost: str) -> str:
+    """Returns what a policy gains, the objective first, as the end of a headline; nothing where nothing is known."""
+    latency, size = measurement.latency, measurement.size_bytes
+    first = None if reading.original is None else reading.original.size_bytes
     gains = {
         "latency": f"{1 / latency.ratio:.2f}× as fast" if latency and latency.ratio else "",
         "size": f"{first / size:.2f}× smaller" if size and first else "",
-        "accuracy": f"{write_percent(winner.test.accuracy_drop, sign='+')} points lost on test",
+        "accuracy": lost,
     }
     objective = reading.spec.objective
     order = [objective, *(name for name in ("latency", "size") if name != objective)]
-    said = [gains[name] for name in order if gains.get(name)]
-    where = "keeps the budget" if _keeps_on_test(winner, reading.budget) else "keeps the budget on validation only"
-    text = f"Policy #{winner.record.id} {where}: {' and '.join(said[:2])}"
-    return f"{text} than the original" if text.endswith("smaller") else f"{text}, against the original"
+    said = " and ".join([gains[name] for name in order if gains.get(name)][:2])
+    if not said:
+        return ""
+    return f": {said} than the original" if said.endswith("smaller") else f": {said}, against the original"
 
 
 def _drop_on_test(winner: Row, budget: Budget) -> float | None:

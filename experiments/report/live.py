@@ -3,6 +3,7 @@
 import hashlib
 import json
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ _HOSTS = ("127.0.0.1", "localhost")
 #: what is written while a search goes on; whatever changes one of them changes the page
 _WATCHED = ("spec.yaml", "journal.jsonl", "original.json", "space.json", "knowledge.json", "result.json", "policy.json",
             "prices.json", "artifact/manifest.json")  # fmt: skip
+
+#: trials that have to come in before they say how fast others will
+_FEWEST_FOR_PACE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,8 @@ class LiveRun:
         self._tail = JournalTail(self._folder.journal)
         self._lock = Lock()
         self._seen: tuple[object, ...] | None = None
+        #: when the first trials were seen, and how many they were
+        self._first: tuple[float, int] | None = None
         self._body = Body("", {}, run.name, Stage.PREPARING)
         self._state = State("", b"{}")
 
@@ -70,7 +76,7 @@ class LiveRun:
             return
         self._seen, error = seen, ""
         try:
-            self._body = render_body(read_run(self._folder.path, self._tail))
+            self._body = render_body(read_run(self._folder.path, self._tail, pace_s=self._pace_s()))
         except TrimtabError as cause:
             # half-copied or damaged: the page keeps what it had, says so, and the next change may mend it
             error = str(cause)
@@ -79,6 +85,16 @@ class LiveRun:
         content = {"html": body.html, "figures": body.figures, "title": body.title, "stage": body.stage, "error": error}
         text = json.dumps(content, allow_nan=False).encode()
         self._state = State(f'"{hashlib.sha256(text).hexdigest()[:24]}"', text)
+
+    def _pace_s(self) -> float | None:
+        """Returns seconds from one trial to the next since the page was first asked for; None before a few came in."""
+        self._tail.read()
+        now_s, n_trials = time.monotonic(), len(self._tail.records)
+        if self._first is None:
+            self._first = now_s, n_trials
+        since_s, n_first = self._first
+        n_new = n_trials - n_first
+        return (now_s - since_s) / n_new if n_new >= _FEWEST_FOR_PACE else None
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

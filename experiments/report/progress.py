@@ -55,12 +55,14 @@ def _outlook(reading: Reading) -> str:
     search, n_left = reading.spec.search, reading.spec.search.trials - len(reading.searched)
     if reading.stage is not Stage.SEARCHING or n_left <= 0:
         return ""
-    parts = [f"{n_left} trials left"]
+    parts = ["1 trial left" if n_left == 1 else f"{n_left} trials left"]
     last = reading.searched[-_N_LAST:]
-    if last:
-        workers = 1 if reading.spec.workers.address == "inline" else reading.spec.workers.count
-        seconds = n_left * sum(record.cost_s for record in last) / len(last) / workers
-        parts.append(f"about {write_duration(seconds)} at the pace of the last {len(last)}")
+    if reading.pace_s is not None:
+        parts.append(f"about {write_duration(n_left * reading.pace_s)} at the pace so far")
+    elif last:
+        # one device measures them one after the other, whatever the number of workers
+        seconds = n_left * sum(record.cost_s for record in last) / len(last)
+        parts.append(f"about {write_duration(seconds)} of work, by the last {len(last)}")
     if search.time_limit is not None:
         parts.append(f"ends after {write_duration(parse_duration(search.time_limit))} at the latest")
     if search.patience is not None:

@@ -1,7 +1,6 @@
 """A run folder as a report reads it: whatever is there by now, and what state the search is in."""
 
 import fcntl
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -65,8 +64,8 @@ class Reading:
     winner: Record | None = None
     equals_uniform: bool = False
     prices: PriceRecord | None = None
-    #: seconds since the journal was last written; None without one
-    quiet_s: float | None = None
+    #: seconds from one trial to the next, as they were seen to come in; None where nobody watched
+    pace_s: float | None = None
 
     @property
     def is_partial(self) -> bool:
@@ -99,12 +98,13 @@ class Reading:
         return next((row for row in self.rows if row.label == label), None)
 
 
-def read_run(path: Path, tail: JournalTail | None = None) -> Reading:
+def read_run(path: Path, tail: JournalTail | None = None, *, pace_s: float | None = None) -> Reading:
     """Reads a run folder; a search may be writing it.
 
     Args:
         path: the run's folder.
         tail: what was read of the journal before; only what came since is read.
+        pace_s: see `Reading.pace_s`.
 
     Raises:
         SpecError: (or RunError) there is no run, or a file of it is damaged.
@@ -139,7 +139,7 @@ def read_run(path: Path, tail: JournalTail | None = None) -> Reading:
         winner=next((record for record in records if record.id == winner), None),
         equals_uniform=equals_uniform,
         prices=read_price_record(folder),
-        quiet_s=_age_s(folder.journal),
+        pace_s=pace_s,
     )
 
 
@@ -201,7 +201,3 @@ def is_held(journal: Path) -> bool:
     except OSError:
         return False
     return False
-
-
-def _age_s(path: Path) -> float | None:
-    return max(0.0, time.time() - path.stat().st_mtime) if path.is_file() else None

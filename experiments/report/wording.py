@@ -8,6 +8,8 @@ from ...hw_profiles.latency import Latency
 from ...search.budget import BOUNDS, Budget
 from ...search.record import Record
 
+#: a space at which no line ends
+_TIED = "\u00a0"
 #: what stands where nothing is known
 NOTHING = "–"
 
@@ -94,7 +96,7 @@ def write_microseconds(seconds: float | None, error_s: float | None = None) -> s
 def write_duration(seconds: float) -> str:
     """Returns a duration as a person says it.
 
-    >>> write_duration(75), write_duration(7300)
+    >>> write_duration(75), write_duration(7320)
     ('1 min 15 s', '2 h 2 min')
     """
     whole = round(seconds)
@@ -140,11 +142,11 @@ def write_brief(measurement: Measurement, budget: Budget) -> str:
     """Returns latency, drop and size in one line."""
     parts = []
     if (pair := latency_with_error(measurement, budget)) is not None:
-        parts.append(f"{pair[0] * 1e3:.3f} ± {pair[1] * 1e3:.3f} ms")
+        parts.append(f"{pair[0] * 1e3:.3f}{_TIED}±{_TIED}{pair[1] * 1e3:.3f}{_TIED}ms")
     if measurement.accuracy_drop is not None:
-        parts.append(f"drop {write_percent(measurement.accuracy_drop, sign='+')} points")
+        parts.append(f"drop {write_percent(measurement.accuracy_drop, sign='+').replace(' ', _TIED)}{_TIED}points")
     if measurement.size_bytes is not None:
-        parts.append(f"{write_megabytes(measurement.size_bytes)} MB")
+        parts.append(f"{write_megabytes(measurement.size_bytes)}{_TIED}MB")
     if measurement.energy is not None:
         parts.append(f"{measurement.energy.joules * 1e3:.4g} mJ")
     return " · ".join(parts) or "nothing measured"

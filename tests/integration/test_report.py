@@ -177,6 +177,20 @@ def test_colours_follow_what_is_preferred_and_the_button(page):
 
 
 @needs_chromium
+def test_on_paper_figures_are_as_wide_as_the_paper_and_light(page, tmp_path):
+    page.show(is_dark=True)
+    page.evaluate("""addEventListener("beforeprint", () => { document.body.dataset.printed = JSON.stringify([
+        document.querySelector(".plot svg").clientWidth, getComputedStyle(document.body).backgroundColor]); })""")
+    try:
+        page.print(tmp_path / "page.pdf")
+        assert json.loads(page.evaluate("document.body.dataset.printed")) == [690, "rgb(255, 255, 255)"]
+        chromium.wait_for(lambda: page.evaluate("document.querySelector('.plot svg').clientWidth") > 690)
+    finally:
+        page.show()
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+
+
+@needs_chromium
 def test_what_is_pointed_at_says_its_numbers(page, run):
     winner = read_json(run / "result.json")["winner"]
     texts = page.evaluate("document.getElementById('plot-trade-off').data.flatMap(trace => trace.hovertext ?? [])")
@@ -251,7 +265,7 @@ def test_a_run_without_its_end_gives_a_page_that_says_so(finished, tmp_path):
     reading = read_run(run)
     assert reading.stage is Stage.STOPPED
     assert "A partial report: the search has not ended." in html
-    assert "Best so far: policy #" in html
+    assert "Best so far is policy #" in html
     assert len(reading.records) == len(read_lines_until_torn(run))
 
 

@@ -54,16 +54,16 @@
         font: { size: isNarrow ? 11 : 12 }, ...(layout.legend ?? {}) },
     };
   };
-  const draw = (node) => {
+  const draw = (node, paper = 0) => {
     const figure = figures[node.dataset.figure];
     if (!figure) {
       return;
     }
     const view = figure.views[Math.min(chosen.get(node.dataset.figure) ?? 0, figure.views.length - 1)];
-    const width = Math.floor(node.parentElement.clientWidth);
+    const width = paper || Math.floor(node.parentElement.clientWidth);
     Plotly.react(node, paint(view.data), paint(dress(view, figure.height, width)), quick);
   };
-  const drawAll = () => document.querySelectorAll(".plot").forEach(draw);
+  const drawAll = (paper = 0) => document.querySelectorAll(".plot").forEach((node) => draw(node, paper));
 
   // ---- choosing a view, and light or dark
   const mark = () => document.querySelectorAll(".views").forEach((group) => {
@@ -101,10 +101,11 @@
     }
     width = innerWidth;
     cancelAnimationFrame(asked);
-    asked = requestAnimationFrame(drawAll);
+    asked = requestAnimationFrame(() => drawAll());
   });
+  const PAPER = 690; // pixels between the margins of an upright A4 or Letter
   let before;
-  addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; drawAll(); });
+  addEventListener("beforeprint", () => { before = root.dataset.theme; root.dataset.theme = "light"; drawAll(PAPER); });
   addEventListener("afterprint", () => {
     if (before) {
       root.dataset.theme = before;
