@@ -67,7 +67,8 @@ def _speak_for(case: Case, untouched: Change) -> str:
 
 def _say_saved(case: Case, untouched: Change) -> list[str]:
     latency, size = untouched.latency_s, untouched.size_bytes
-    saved, costs = [], []
+    saved: list[str] = []
+    costs: list[str] = []
     if latency is not None:
         whole = "" if case.latency_s is None else f" of {milliseconds(case.latency_s + latency.value)}"
         (saved if latency.value >= 0 else costs).append(f"{milliseconds(abs(latency.value))}{whole}")

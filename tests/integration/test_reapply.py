@@ -1,5 +1,6 @@
 """Policies live on: on retrained weights, under other names, in models that have changed; nothing of it goes unsaid."""
 
+import json
 import logging
 from dataclasses import replace
 
@@ -279,3 +280,56 @@ def test_a_structure_that_ties_other_layers_here_is_refused(policy, tmp_path):
 def test_evidence_that_cannot_be_is_refused(field, value, words):
     with pytest.raises(SpecError, match=words):
         Evidence.from_json({**Evidence().to_json(), field: value})
+
+
+MINE = """
+import numpy as np
+import torch
+from trimtab import Dataset, Split
+from trimtab.experiments.resnet import ResNet
+
+def images(n, seed):
+    return np.random.default_rng(seed).normal(size=(n, 1, 28, 28)).astype(np.float32)
+
+def data():
+    return Dataset(*(Split({"x": images(n, seed)}) for seed, n in enumerate((8, 16, 64))), metric="agreement")
+
+def spoiled():
+    torch.manual_seed(0)
+    model = ResNet(1)
+    with torch.no_grad():
+        model.layer2[0].conv2.weight[:, 0] *= 1000.0
+        model.train()(torch.from_numpy(images(64, 9)))
+    model.example_inputs = {"x": torch.zeros(2, 1, 28, 28)}
+    return model.eval()
+"""
+
+
+def test_the_command_warns_and_with_strict_ends_with_1(policy, workplace):
+    (workplace.path / "mine.py").write_text(MINE)
+    policy.save(workplace.path / "policy.json")
+    arguments = ("apply", "policy.json", "--model", "mine:spoiled", "--data", "mine:data", "--out", "out")
+    strict = workplace.call(*arguments, "--strict", "--json")
+    found = json.loads(strict.stdout)
+    assert (strict.exit_code, found["artifact"], found["suits"]) == (1, None, False)
+    assert any(drift["group"] == "layer2.0.conv2" and drift["material"] for drift in found["drifts"])
+    lenient = workplace.call(*arguments)
+    assert lenient.exit_code == 0
+    assert "warning: layer2.0.conv2: its treatment changes the output" in lenient.stdout
+    assert (workplace.path / "out" / "manifest.json").is_file()
+
+
+def test_the_command_prints_the_mapping(policy, workplace):
+    (workplace.path / "mine.py").write_text(MINE + """
+def wrapped():
+    inner = spoiled()
+    model = torch.nn.Sequential()
+    model.add_module("backbone", inner)
+    model.forward = lambda x: inner(x)
+    model.example_inputs = inner.example_inputs
+    return model
+""")  # fmt: skip
+    policy.save(workplace.path / "policy.json")
+    shown = workplace.call("apply", "policy.json", "--model", "mine:wrapped", "--out", "out", "--match", "renamed")
+    assert shown.exit_code == 0, shown.stderr
+    assert "  fc → backbone.fc" in shown.stdout.splitlines()
