@@ -7,7 +7,7 @@ resume later.
 
 import typer
 
-from .commands import agent, devices, explaining, policies, reporting, searching, store, tables
+from .commands import agent, devices, explaining, policies, reporting, searching, serving, store, tables
 
 app = typer.Typer(
     name="trimtab",
@@ -19,7 +19,7 @@ app = typer.Typer(
     "4 workers lost or machine unquiet, resume later · 130 interrupted",
 )
 
-for commands in (searching, policies, explaining, reporting, store, devices, agent):
+for commands in (searching, policies, explaining, reporting, store, serving, devices, agent):
     app.add_typer(commands.app)
 app.add_typer(tables.app, name="table")
 

@@ -50,14 +50,15 @@ class CallQueue:
         with self._lock:
             n_waiting = len(self._waiting)
             is_served = self.chooser.admit(self._clock(), self._n_running + n_waiting)
-            if not is_served or n_waiting >= self._max_waiting:
+            is_free = self._n_running < self.chooser.bounds.n_slots
+            if not is_served or (not is_free and n_waiting >= self._max_waiting):
                 self.n_shed += 1
                 raise OverloadedError(
                     f"a call must be answered within {self.chooser.bounds.p99_s * 1e3:.4g} ms in 99 of 100 cases, and "
                     f"{n_waiting} calls wait already, which not even the fastest policy could work off; try again "
                     f"later, or send less"
                 )
-            if self._n_running < self.chooser.bounds.n_slots:
+            if is_free:
                 self._n_running += 1
                 return Place(self, self.chooser.level)
             turn = threading.Lock()

@@ -10,6 +10,8 @@ _WEIGHT = 0.1
 _MAX_SURPRISE = 4.0
 #: seconds over which the arrival rate is averaged
 _RATE_WINDOW_S = 1.0
+#: a call is turned away where it would take more than this share of the bound: what is admitted is to keep it
+_ADMITTED_SHARE = 0.95
 #: the dwell time is doubled this often at most
 _MAX_DOUBLINGS = 4
 
@@ -80,7 +82,7 @@ class LevelChooser:
         last = len(self._expected_s) - 1
         while self.level < last and self._answer_s(self.level, n_ahead) > self.bounds.down_share * self.bounds.p99_s:
             self._step_down(now_s)
-        if n_ahead and self._answer_s(self.level, n_ahead) > self.bounds.p99_s:
+        if n_ahead and self._answer_s(self.level, n_ahead) > _ADMITTED_SHARE * self.bounds.p99_s:
             return False  # an idle model serves what comes, however slow it is: otherwise it would never learn more
         if n_ahead == 0:
             self._consider_step_up(now_s)
