@@ -27,6 +27,8 @@ _HOSTS = ("127.0.0.1", "localhost")
 _WATCHED = ("spec.yaml", "journal.jsonl", "original.json", "space.json", "knowledge.json", "result.json", "policy.json",
             "prices.json", "artifact/manifest.json")  # fmt: skip
 
+#: with more trials than this the reasons would keep the page waiting
+_MOST_EXPLAINED = 300
 #: trials that have to come in before they say how fast others will
 _FEWEST_FOR_PACE = 4
 
@@ -76,7 +78,9 @@ class LiveRun:
             return
         self._seen, error = seen, ""
         try:
-            self._body = render_body(read_run(self._folder.path, self._tail, pace_s=self._pace_s()))
+            self._body = render_body(
+                read_run(self._folder.path, self._tail, pace_s=self._pace_s()), most_explained=_MOST_EXPLAINED
+            )
         except TrimtabError as cause:
             # half-copied or damaged: the page keeps what it had, says so, and the next change may mend it
             error = str(cause)

@@ -65,15 +65,20 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def render_body(reading: Reading) -> Body:
-    """Renders the sections of a run as it is now."""
+def render_body(reading: Reading, *, most_explained: int | None = None) -> Body:
+    """Renders the sections of a run as it is now.
+
+    Args:
+        reading: the run.
+        most_explained: trials up to which the reasons are worked out; see `find_reasons`.
+    """
     sections: dict[str, Any] = {
         "conclusion": conclude(reading),
         "trade_off": draw_trade_off(reading),
         "front": list_front(reading),
         "trials": list_trials(reading),
         "map": map_treatments(reading),
-        "reasons": find_reasons(reading),
+        "reasons": find_reasons(reading, most_trials=most_explained),
         "kernels": compare_kernels(reading),
         "promises": compare_promises(reading),
         "progress": measure_progress(reading),

@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,22 +73,21 @@ class Reading:
         """Whether the search has not come to its end."""
         return self.stage is not Stage.ENDED
 
-    @property
+    @cached_property
     def answer(self) -> Answer | None:
         """What the records say by now; None before anything can be compared with the budget."""
         if self.budget is None or not self.records:
             return None
         return answer(self.records, self.budget, self.spec.objective)
 
-    @property
+    @cached_property
     def chosen(self) -> Record | None:
         """The policy that the page speaks of: the winner, else the best so far, else the nearest."""
-        found = self.answer
-        if self.winner is not None or found is None:
+        if self.winner is not None or self.answer is None:
             return self.winner
-        return found.best or found.nearest
+        return self.answer.best or self.answer.nearest
 
-    @property
+    @cached_property
     def n_samples(self) -> int:
         """The most samples on which a trial was scored: those with fewer could not win any more."""
         scores = [record.measurement.accuracy for record in self.records]

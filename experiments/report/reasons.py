@@ -22,11 +22,17 @@ class Reasons:
     notes: tuple[str, ...] = ()
 
 
-def find_reasons(reading: Reading) -> Reasons:
+def find_reasons(reading: Reading, *, most_trials: int | None = None) -> Reasons:
     """Explains the policy that the page speaks of.
 
     While a search goes on nothing is explained: working it out would take time from what is being measured.
+
+    Args:
+        reading: the run.
+        most_trials: nothing is explained of a run that has more, since it takes a minute for a thousand; None always.
     """
+    if most_trials is not None and len(reading.records) > most_trials:
+        return Reasons(notes=("Not worked out here: it takes long for so many trials; trimtab report does it.",))
     if reading.stage not in (Stage.ENDED, Stage.STOPPED):
         return Reasons(notes=("The reasons are worked out when the search has ended.",))
     try:
