@@ -14,7 +14,7 @@ from ..hw_profiles.energy.energy_counters import POWERCAP, find_counter
 from ..hw_profiles.energy.energy_table import EnergyTable
 from ..hw_profiles.kernels.kernel import LoweredGraph
 from ..hw_profiles.liveness import measure_liveness
-from .device import Device, DeviceElsewhere, Executable, LoweringDevice
+from .device import Device, DeviceElsewhere, Executable, LoweringDevice, find_address
 from .latency import SelfTiming, TimingSettings
 from .measurement import Measurement
 from .memory import measure_peak_memory
@@ -56,7 +56,7 @@ def check_resources(wanted: WantedResources, device: Device) -> None:
         )
     if wanted.peak_activation and not isinstance(device, LoweringDevice):
         raise SpecError(
-            f"the runtime {device.target.runtime} does not tell its kernels, so nothing is known of its activations; "
+            f"the runtime {find_address(device).runtime} does not tell its kernels, so nothing is known of its activations; "
             f"remove peak_activation_mb, or bound peak_memory_mb instead"
         )
 

@@ -204,7 +204,7 @@ class RemoteExecutable:
         """
         connection = self.device.connection
         peers = [self, *(self._require_peer(other) for other in others)]
-        names = [peer and peer.name for peer in peers]
+        names = [None if peer is None else peer.name for peer in peers]
         models = {sha256: model for peer in peers if peer is not None for sha256, model in peer.models.items()}
         order = self.device.order("time", names, inputs, settings=settings)
         dispatch = Dispatch(connection, order, list(inputs.values()), models)

@@ -15,7 +15,7 @@ from ...compressors.edges import find_edges
 from ...core.cache import cache_folder
 from ...core.errors import MeasurementError, SpecError
 from ...evaluators.accuracy import take_batch
-from ...evaluators.device import KernelDevice
+from ...evaluators.device import KernelDevice, find_address
 from ...evaluators.kernel_timing import find_usual_s
 from ...evaluators.latency import TimingSettings
 from ...evaluators.microbenchmarks import measure_device
@@ -140,7 +140,7 @@ class _Session:
         device = self._preparation.device
         if not isinstance(device, KernelDevice):
             raise SpecError(
-                f"runtime '{device.target.runtime}' does not tell its kernels, so no profile can be made of it; "
+                f"runtime '{find_address(device).runtime}' does not tell its kernels, so no profile can be made of it; "
                 f"onnxruntime and openvino do"
             )
         self._device: KernelDevice = device

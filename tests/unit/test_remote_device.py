@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import threading
+import uuid
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -300,6 +301,35 @@ def test_a_client_waits_for_the_lease_of_another_and_is_told_when_that_takes_too
     assert len(time_together([executable], X, LOOSE)) >= 30
     assert held.is_set()
     release.join()
+
+
+class Forgetful:
+    """Another life of the agent answers each request, as if it died of every order."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        async def sign(message):
+            if message["type"] == "http.response.start":
+                headers = [pair for pair in message["headers"] if pair[0] != b"x-trimtab-boot"]
+                message = {**message, "headers": [*headers, (b"x-trimtab-boot", uuid.uuid4().hex.encode())]}
+            await send(message)
+
+        await self.app(scope, receive, sign)
+
+
+def test_a_model_of_which_the_agent_dies_again_and_again_fails_and_the_search_goes_on(bench, tmp_path, monkeypatch):
+    def forget(method, path, status, body):
+        return (404, b"") if "/orders/" in path else (status, body)
+
+    with run_agent(bench, tmp_path, wrap=lambda app: Forgetful(TamperedApp(app, forget))) as running:
+        monkeypatch.setenv("TRIMTAB_AGENT_TOKEN", running.token)
+        device = build_device(Target("remote", running.url))
+        with pytest.raises(
+            MeasurementError, match="started again 3 times while it worked on one order; its runtime may die"
+        ):
+            device.load(ARTIFACT)
 
 
 def test_peak_memory_is_measured_over_there_and_energy_is_not(connect):
