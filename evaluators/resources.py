@@ -56,8 +56,8 @@ def check_resources(wanted: WantedResources, device: Device) -> None:
         )
     if wanted.peak_activation and not isinstance(device, LoweringDevice):
         raise SpecError(
-            f"the runtime {find_address(device).runtime} does not tell its kernels, so nothing is known of its activations; "
-            f"remove peak_activation_mb, or bound peak_memory_mb instead"
+            f"the runtime {find_address(device).runtime} does not tell its kernels, so nothing is known of its "
+            f"activations; remove peak_activation_mb, or bound peak_memory_mb instead"
         )
 
 

@@ -280,8 +280,8 @@ def test_an_agent_that_takes_its_time_is_asked_again_until_it_is_done(connect):
 
     device = connect(note, settings=AgentSettings(wait_s=0.02))
     executable = device.load(ARTIFACT)
-    times = time_together([executable, executable], X, replace(LOOSE, min_time_s=0.3))
-    assert times.sum() > 0.05
+    times = time_together([executable, executable], X, replace(LOOSE, min_time_s=0.3, max_runs=100_000))
+    assert len(times) >= 30
     assert statuses.count(202) >= 3
 
 
