@@ -27,7 +27,7 @@ from ..spaces.policy import Policy
 from .budgets import resolve_budget
 from .run_folder import RunFolder
 from .spec import BudgetSpec
-from .spec_file import load_spec
+from .spec_file import read_spec
 
 #: policies that were never measured are shown up to this many, where they promise more than the best measured one
 _N_UNTRIED = 3
@@ -124,7 +124,7 @@ def answer_budget(run: str | Path, budget: Mapping[str, Any], *, objective: str 
         SpecError: a bound is not known or cannot be read.
     """
     folder = RunFolder.open(Path(run))
-    spec, original, space = load_spec(folder.spec), folder.read_original(), folder.read_space()
+    spec, original, space = read_spec(folder.spec), folder.read_original(), folder.read_space()
     if original is None or space is None:
         raise RunError(f"{run} has measured nothing yet, or was begun by an earlier version; search first")
     merged = {**spec.budget.model_dump(exclude_none=True), **budget}

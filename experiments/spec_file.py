@@ -29,11 +29,21 @@ def load_spec(source: str | Path | Mapping[str, Any] | Spec) -> Spec:
     if isinstance(source, Mapping):
         return validate_spec(source, where="the spec")
     path = find_spec(str(source))
+    spec = read_spec(path)
+    allow_imports_from(path.resolve().parent)
+    return spec
+
+
+def read_spec(path: Path) -> Spec:
+    """Reads the spec of a folder that is only looked at: nothing may be imported from there afterwards.
+
+    Raises:
+        SpecError: as `load_spec`.
+    """
     content = read_yaml(path, noun="spec")
     if not isinstance(content, dict):
         raise SpecError(f"spec {path} must be a mapping of keys (name, model, data, target …)")
     folder = path.resolve().parent
-    allow_imports_from(folder)
     model, timing = content.get("model"), content.get("timing")
     if isinstance(model, str) and model.endswith(".onnx"):
         content["model"] = _find_beside(folder, model)

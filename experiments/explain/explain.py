@@ -19,7 +19,7 @@ from ..manifest import read_manifest
 from ..policy_file import PolicyFile, load_policy
 from ..run_folder import RunFolder
 from ..spec import Spec
-from ..spec_file import load_spec
+from ..spec_file import read_spec
 from .explanation import Explanation
 from .outlook import Outlook
 from .rows import Own, explain_file, explain_group
@@ -60,7 +60,7 @@ def explain_run(run: RunFolder) -> Explanation:
     Raises:
         RunError: the run is damaged, or has measured nothing yet.
     """
-    spec, original, space = load_spec(run.spec), run.read_original(), run.read_space()
+    spec, original, space = read_spec(run.spec), run.read_original(), run.read_space()
     if original is None or space is None:
         raise RunError(f"{run.path} has measured nothing yet, or was begun by an earlier version; let the search go on")
     problem = Problem(space, resolve_budget(spec, original), spec.objective, run.read_knowledge() or Knowledge())

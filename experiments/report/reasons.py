@@ -1,8 +1,6 @@
 """Why each layer got its treatment: what it saves against what it does to the output."""
 
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...core.errors import TrimtabError
@@ -36,21 +34,10 @@ def find_reasons(reading: Reading, *, most_trials: int | None = None) -> Reasons
     if reading.stage not in (Stage.ENDED, Stage.STOPPED):
         return Reasons(notes=("The reasons are worked out when the search has ended.",))
     try:
-        with _same_imports():
-            found = explain_run(reading.folder)
+        found = explain_run(reading.folder)
     except TrimtabError as error:
         return Reasons(notes=(f"Not available: {error}",))
     return Reasons(_draw(found.rows), _tabulate(found.rows), found.notes)
-
-
-@contextmanager
-def _same_imports() -> Iterator[None]:
-    """Takes back what is added to Python's path: a run's folder may come from anywhere, and is no place for modules."""
-    before = list(sys.path)
-    try:
-        yield
-    finally:
-        sys.path[:] = before
 
 
 def _draw(rows: Sequence[LayerRow]) -> Figure | None:

@@ -66,14 +66,14 @@ def find_source(path: Path) -> Source:
         return Source(path)
     if not (path / "spec.yaml").is_file():
         raise SpecError(f"{path} must be a run's folder, an artifact's folder or a policy.json; it is none of these")
-    from ..spec_file import load_spec
+    from ..spec_file import read_spec
 
     run = RunFolder.open(path)
     if not (run.artifact / _MANIFEST).is_file():
         raise SpecError(
             f"run {path} has no artifact: it did not end, or nothing kept its budget; trimtab resume {path}"
         )
-    return Source(run.artifact, load_spec(run.spec).name, sha256_file(run.spec))
+    return Source(run.artifact, read_spec(run.spec).name, sha256_file(run.spec))
 
 
 def read_contents(path: Path) -> Contents:

@@ -13,7 +13,7 @@ from ...evaluators.measurement import Measurement
 from ...search.journal import read_records
 from ...search.record import Record
 from ..run_folder import RunFolder
-from ..spec_file import load_spec
+from ..spec_file import read_spec
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,7 +45,7 @@ def log_run(run: str | Path, tracking_uri: str, experiment: str, *, tags: Mappin
     except ImportError as error:
         raise SpecError("mlflow is not installed; pip install 'trimtab[mlflow]'") from error
     folder = RunFolder.open(Path(run))
-    parameters = dict(_flatten(load_spec(folder.spec).to_json()))
+    parameters = dict(_flatten(read_spec(folder.spec).to_json()))
     metrics = [*_describe_trials(read_records(folder.journal)), *_describe_finals(folder)]
     try:
         client = MlflowClient(tracking_uri=tracking_uri)

@@ -1,5 +1,7 @@
 """Specs from files, mappings and Python."""
 
+import sys
+
 import numpy as np
 import pytest
 import yaml
@@ -9,7 +11,7 @@ from trimtab.evaluators.measurement import Measurement
 from trimtab.experiments.budgets import resolve_budget
 from trimtab.experiments.run_folder import RunFolder
 from trimtab.experiments.spec import Spec
-from trimtab.experiments.spec_file import find_spec, list_recipes, load_spec
+from trimtab.experiments.spec_file import find_spec, list_recipes, load_spec, read_spec
 from trimtab.hw_profiles.energy.energy import Energy
 from trimtab.hw_profiles.latency import Latency
 from trimtab.spaces.treatment import QUANTIZE_OPTIONS
@@ -94,3 +96,12 @@ def test_relative_bounds_refer_to_the_original():
 def test_absolute_energies_are_in_millijoules():
     budgets = [load_spec({**LEAST, "budget": {"energy_mj": bound}}) for bound in (3, "3mJ", "3000uJ", "0.003J")]
     assert [resolve_budget(spec, Measurement()).energy_j for spec in budgets] == pytest.approx([0.003] * 4)
+
+
+def test_a_spec_that_is_only_read_opens_no_folder_for_imports(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [])
+    (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**LEAST, "name": "mine"}))
+    assert read_spec(tmp_path / "spec.yaml").name == "mine"
+    assert sys.path == []
+    assert load_spec(tmp_path / "spec.yaml").name == "mine"
+    assert sys.path == [str(tmp_path)]
