@@ -4,7 +4,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from types import TracebackType
 
 from ...core.errors import TransientError
 from .level_chooser import LevelChooser
@@ -19,9 +18,9 @@ class CallQueue:
 
     >>> from .level_chooser import LoadBounds
     >>> queue = CallQueue(LevelChooser([0.01], LoadBounds(p99_s=0.1)), max_waiting=8)
-    >>> with queue.enter() as place:
-    ...     place.level
+    >>> queue.enter()
     0
+    >>> queue.leave(0, service_s=0.01)
     """
 
     def __init__(
@@ -41,8 +40,8 @@ class CallQueue:
         """Calls that wait for a place."""
         return len(self._waiting)
 
-    def enter(self) -> "Place":
-        """Waits for a place; leave it by ending the ``with`` block.
+    def enter(self) -> int:
+        """Waits for a place, which is to be left with `leave`; returns the policy that is to serve.
 
         Raises:
             OverloadedError: the call would not be answered within the bound, or too many wait.
@@ -60,15 +59,15 @@ class CallQueue:
                 )
             if is_free:
                 self._n_running += 1
-                return Place(self, self.chooser.level)
+                return self.chooser.level
             turn = threading.Lock()
             turn.acquire()
             self._waiting.append(turn)
         self._await(turn)
-        return Place(self, self.chooser.level)
+        return self.chooser.level
 
     def leave(self, level: int, service_s: float | None) -> None:
-        """Gives a place to who waits longest; called by `Place`.
+        """Gives a place to who waits longest.
 
         Args:
             level: the policy that served.
@@ -93,24 +92,3 @@ class CallQueue:
             if not is_waiting:
                 self.leave(0, None)
             raise
-
-
-class Place:
-    """A call's place at the model, and the policy that is to serve it."""
-
-    __slots__ = ("_queue", "level", "service_s")
-
-    def __init__(self, queue: CallQueue, level: int) -> None:
-        self._queue = queue
-        #: the policy
-        self.level = level
-        #: to be set where the call was served
-        self.service_s: float | None = None
-
-    def __enter__(self) -> "Place":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._queue.leave(self.level, self.service_s)

@@ -120,6 +120,7 @@ class Watcher:
         Args:
             now_s: seconds of a clock that never goes back.
         """
+        self._recorder.plan()
         found = [
             watch.add(latencies_ns, now_s)
             for watch, latencies_ns in zip(self.watches.latency, self._recorder.take_latencies(), strict=True)

@@ -163,12 +163,11 @@ def test_threads_are_served_in_the_order_in_which_they_came_one_at_a_time():
     first = queue.enter()
 
     def call(number):
-        with queue.enter() as place:
-            running.append(number)
-            assert len(running) == 1
-            served.append(number)
-            place.service_s = 0.001
-            running.remove(number)
+        level = queue.enter()
+        running.append(number)
+        served.append((number, len(running)))
+        running.remove(number)
+        queue.leave(level, service_s=0.001)
 
     threads = []
     for number in range(20):
@@ -177,26 +176,22 @@ def test_threads_are_served_in_the_order_in_which_they_came_one_at_a_time():
         threads.append(thread)
         while queue.n_waiting <= number:  # each waits before the next comes
             assert thread.is_alive()
-    first.__exit__(None, None, None)
+    queue.leave(first, service_s=None)
     for thread in threads:
         thread.join(10)
-    assert served == list(range(20))
+    assert served == [(number, 1) for number in range(20)]
     assert queue.n_waiting == 0
 
 
 def test_two_calls_run_at_once_where_two_may():
     queue = CallQueue(LevelChooser((0.001,), LoadBounds(p99_s=60.0, n_slots=2)), max_waiting=0)
-    with queue.enter(), queue.enter(), pytest.raises(OverloadedError, match="0 calls wait already"):
-        queue.enter()
-    with queue.enter(), queue.enter():
-        assert queue.n_shed == 1
-
-
-def test_a_call_that_fails_leaves_its_place_to_others():
-    queue = CallQueue(LevelChooser((0.001,), BOUNDS), max_waiting=0)
     for _ in range(3):
-        with pytest.raises(ValueError, match="broken"), queue.enter():
-            raise ValueError("broken")
+        levels = [queue.enter(), queue.enter()]
+        with pytest.raises(OverloadedError, match="0 calls wait already"):
+            queue.enter()
+        for level in levels:
+            queue.leave(level, service_s=0.001)
+    assert queue.n_shed == 3
 
 
 def test_who_is_turned_away_may_try_again():

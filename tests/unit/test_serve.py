@@ -23,9 +23,10 @@ from trimtab.experiments.artifact_folder import record_probe, write_artifact
 from trimtab.experiments.manifest import read_manifest
 from trimtab.experiments.policy_file import load_policy
 from trimtab.experiments.serving.input_statistics import record_inputs
+from trimtab.experiments.serving.machine import time_yardstick
 from trimtab.experiments.serving.member import Member, load_member
 from trimtab.experiments.serving.policy_set import read_policy_set, write_policy_set
-from trimtab.experiments.serving.recorder import Sampling
+from trimtab.experiments.serving.recorder import Recorder, Sampling, _Rhythm
 from trimtab.experiments.serving.served_model import Original, ServedModel, ServeOptions
 from trimtab.hw_profiles.latency import Latency
 from trimtab.hw_profiles.target import Target
@@ -33,7 +34,9 @@ from trimtab.hw_profiles.target import Target
 GOLDEN = Path(__file__).parent.parent / "golden" / "artifact-v1"
 X = {"x": np.zeros((1, 8), np.float32)}
 #: every call is looked at, and the machine is taken to be as it was
-ALL = ServeOptions(sampling=Sampling(inputs_per_s=1e9, shadow_fraction=1.0), yardstick=lambda: 0.001)
+ALL = ServeOptions(
+    sampling=Sampling(inputs_per_s=1e9, input_fraction=1.0, shadow_fraction=1.0), yardstick=lambda: 0.001
+)
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
@@ -169,16 +172,39 @@ def test_the_metrics_are_served_to_this_machine_until_the_model_is_closed(exampl
         urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics")
 
 
+@pytest.mark.alone
+def test_the_yardstick_shows_the_machine_and_not_who_else_runs_python():
+    """On the wall clock it takes several times as long beside a thread that never lets go of Python's lock."""
+    is_over = threading.Event()
+    alone_s = time_yardstick()
+
+    def spin():
+        while not is_over.is_set():
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        beside_s = min(time_yardstick() for _ in range(3))
+    finally:
+        is_over.set()
+        thread.join()
+    assert beside_s < 2 * alone_s
+
+
 def test_other_inputs_are_signalled_to_the_callback_and_the_list(example):
     heard = []
     rng = np.random.default_rng(1)
     with trimtab.serve(example, on_drift=heard.append, options=ALL) as model:
-        for shift in (0.0, 2.0):
-            assert heard == []
-            for _ in range(6 * 200):
-                model.run({"x": (rng.normal(size=(1, 8)) + shift).astype(np.float32)})
-                if len(model.recorder._samples) > 400:
-                    wait_until(lambda: len(model.recorder._samples) < 400)
+
+        def send(shift):
+            model.run({"x": (rng.normal(size=(1, 8)) + shift).astype(np.float32)})
+            return bool(heard)
+
+        for _ in range(4):
+            assert not any(send(0.0) for _ in range(500))
+            wait_until(lambda: not model.recorder._samples)
+        wait_until(lambda: any(send(2.0) for _ in range(100)))
     assert [drift.signal for drift in heard] == ["inputs"]
     assert model.drifts() == heard
     assert heard[0].at_s == pytest.approx(time.time(), abs=60)
@@ -231,11 +257,40 @@ def test_an_original_of_another_model_is_refused(example, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"tolerance": -1.0}, {"agreement_tolerance": 2.0}, {"n_slots": 0}, {"sampling": Sampling(1.0, -0.1)}]
+    ("kind", "wrong"),
+    [
+        (ServeOptions, {"tolerance": -1.0}),
+        (ServeOptions, {"agreement_tolerance": 2.0}),
+        (ServeOptions, {"n_slots": 0}),
+        (Sampling, {"inputs_per_s": -1.0}),
+        (Sampling, {"shadow_fraction": 1.1}),
+    ],
 )
-def test_options_that_mean_nothing_are_refused(wrong):
+def test_options_that_mean_nothing_are_refused(kind, wrong):
     with pytest.raises(SpecError, match="must hold"):
-        ServeOptions(**wrong)
+        kind(**wrong)
+
+
+def test_calls_side_by_side_are_counted_and_not_held_against_the_promise():
+    recorder = Recorder(1, Sampling(), frozenset())
+    begun_and_ended = [100, (0, 100, 100, 150), 200, 210, (0, 200, 200, 260), (0, 210, 210, 300), 400, -400, 500]
+    recorder.events.extend(begun_and_ended)
+    assert recorder.take_latencies() == [[50]]  # the other two ran at once
+    recorder.events.append((0, 450, 500, 580))
+    assert recorder.take_latencies() == [[80]]
+    assert (recorder.n_failed, recorder.read_answers().count, recorder.read_answers().sum_ns) == (1, 4, 330)
+
+
+@pytest.mark.parametrize(("rate_per_s", "share"), [(10.0, 0.25), (4000.0, 0.025)])
+def test_inputs_are_sampled_at_most_so_often_and_a_share_of_the_calls_at_most(rate_per_s, share):
+    rhythm, n_looked_at, n_calls = _Rhythm("test", fraction=0.25, most_per_s=100.0), 0, 40_000
+    for number in range(n_calls):
+        if number % 100 == 0:
+            rhythm.plan(number, rate_per_s)
+        if number >= rhythm.due:
+            rhythm.advance(number)
+            n_looked_at += 1
+    assert n_looked_at / n_calls == pytest.approx(share, rel=0.15)
 
 
 @pytest.mark.parametrize("p99_s", [0.0, -1.0, float("nan")])
