@@ -26,8 +26,9 @@ def agent(
 ) -> None:
     """Offer a runtime of this machine to searches elsewhere, over HTTP."""
     with named_errors():
+        from ...evaluators.remote.address import Address
         from ...evaluators.remote.agent_bench import AgentBench
-        from ...evaluators.remote.serving import Address, serve
+        from ...evaluators.remote.serving import serve
         from ...evaluators.remote.tokens import TokenKeeper
 
         console = open_console()
