@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _KIND = "trimtab-agent-tokens"
 _SCHEMA = 1
 _SHA256 = re.compile("[0-9a-f]{64}")
+_HOW_TO = "trimtab agent-token --tokens FILE --for 24h"
 #: random bytes of a token
 _N_BYTES = 32
 
@@ -68,7 +69,7 @@ def read_tokens(path: Path) -> tuple[StoredToken, ...]:
     """
     content = read_json(path, noun="tokens file")
     if not isinstance(content, dict) or (content.get("kind"), content.get("schema")) != (_KIND, _SCHEMA):
-        raise SpecError(f"{path} is not a file of tokens; make one with: trimtab agent-token --tokens FILE --for 24h")
+        raise SpecError(f"{path} is not a file of tokens; make one with: {_HOW_TO}")
     try:
         return tuple(_from_json(entry) for entry in content["tokens"])
     except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -92,6 +93,8 @@ class TokenKeeper:
         Raises:
             SpecError: there is none, or it is something else.
         """
+        if not path.exists():
+            raise SpecError(f"the tokens file {path} does not exist; make it with: {_HOW_TO}")
         self._path, self._clock = path, clock
         self._seen = self._stamp()
         self._tokens = read_tokens(path)
