@@ -99,7 +99,7 @@ def test_full_precision_computes_what_the_onnx_reference_computes(case):
 
 def test_a_device_can_be_timed(case):
     executable = case.device.load(case.artifact)
-    settings = TimingSettings(min_time_s=0.01, max_spread=100.0, max_drift=100.0)
+    settings = TimingSettings(min_time_s=0.01, max_spread=100.0, max_uncertainty=100.0, max_drift=100.0)
     latency = measure_latency(executable, executable, case.inputs, settings)
     assert latency.runs >= 30
     assert latency.median_s > 0
