@@ -5,8 +5,8 @@
 2. Load step: Poisson arrivals that do not wait for answers (open loop), at a rate that the slowest policy can serve,
    then at one that it cannot, then at the first again. Latencies count from when a call was due. Each policy alone,
    through the same queue, against the set.
-3. Drift: of latency (every call is run twice), of the inputs (brighter images) and of agreement (the answers of another
-   model), against quiet runs that are as long. What is sampled is more than in production, so that each run is short.
+3. Drift: of latency (every call is run three times), of the inputs (paler images) and of agreement (half of the answers
+   are another model's), against quiet runs that are as long. More is sampled than in production: the runs are short.
 """
 
 import gc
@@ -213,13 +213,13 @@ class _Drifting:
 
     def __init__(self, executable: Executable) -> None:
         self._executable = executable
-        self.runs_twice = False
+        self.runs_thrice = False
         self.answers_backwards = False
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Runs one batch; see `Executable`."""
         outputs = self._executable.run(inputs)
-        if self.runs_twice:
+        for _ in range(2 * self.runs_thrice):
             outputs = self._executable.run(inputs)
         if self.answers_backwards and inputs["x"].sum() % 0.2 < 0.1:  # half of the answers are another model's
             outputs = [outputs[0][:, ::-1].copy()]
@@ -261,7 +261,7 @@ def _run_drift(case: ServedCase, kind: str, seed: int) -> tuple[float, float | N
         change: Callable[[np.ndarray], np.ndarray] = (
             (lambda x: x * np.float32(0.7)) if kind == "inputs" else (lambda x: x)
         )
-        drifting.runs_twice, drifting.answers_backwards = kind == "latency", kind == "agreement"
+        drifting.runs_thrice, drifting.answers_backwards = kind == "latency", kind == "agreement"
         n_calls = 0
         while time.perf_counter() - began_s < _DRIFT_S:
             at = order[n_calls % len(order)]

@@ -99,7 +99,8 @@ def take_elements(array: np.ndarray, row: int, offset: float) -> np.ndarray:
     """
     flat = array[row].reshape(-1)
     stride = -(-flat.size // MAX_ELEMENTS)
-    return flat[int(offset * stride) :: stride].copy()
+    taken: np.ndarray = flat[int(offset * stride) :: stride].copy()
+    return taken
 
 
 def measure_row(elements: np.ndarray, position: float) -> dict[str, float]:

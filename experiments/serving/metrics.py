@@ -1,6 +1,6 @@
 """What Prometheus reads of a service."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from ...core.errors import SpecError
@@ -39,7 +39,7 @@ class ServiceCollector:
         return [service, answer]
 
     def _read_counts(self) -> list[Any]:
-        found = [
+        found: list[tuple[str, str, Callable[[ServedModel], int]]] = [
             ("trimtab_failures", "Calls in which the runtime failed.", lambda m: m.recorder.n_failed),
             ("trimtab_shed", "Calls that were turned away because of the load.", lambda m: m.n_shed),
             ("trimtab_level_changes", "Changes from policy to policy.", lambda m: m.n_level_changes),
