@@ -12,8 +12,6 @@ _MAX_SURPRISE = 3.0
 _RATE_WINDOW_S = 1.0
 #: a call is turned away where it would take more than this share of the bound: what is admitted is to keep it
 _ADMITTED_SHARE = 0.95
-#: arrivals and services that are kept until something is to be decided
-_MAX_UNDECIDED = 64
 #: the dwell time is doubled this often at most
 _MAX_DOUBLINGS = 4
 
@@ -64,9 +62,6 @@ class LevelChooser:
         self._variation = 0.01  # squared coefficient, until it is seen
         self._rate_per_s = 0.0
         self._arrived_s: float | None = None
-        # what has come since something was to be decided
-        self._arrivals_s: list[float] = []
-        self._served: list[tuple[int, float]] = []
         self._calm_since_s: float | None = None
         self._stepped_up_s = -math.inf
         self._n_doublings = 0
@@ -83,10 +78,7 @@ class LevelChooser:
             now_s: seconds of any clock that never goes back.
             n_ahead: calls that are in the queue or being served.
         """
-        self._arrivals_s.append(now_s)
-        if n_ahead == 0 and self.level == 0 and len(self._arrivals_s) < _MAX_UNDECIDED:
-            return True  # nothing to decide: what is to be learnt of this can wait
-        self._catch_up()
+        self.note_arrival(now_s)
         last = len(self._expected_s) - 1
         while self.level < last and self._answer_s(self.level, n_ahead) > self.bounds.down_share * self.bounds.p99_s:
             self._step_down(now_s)
@@ -96,20 +88,18 @@ class LevelChooser:
             self._consider_step_up(now_s)
         return True
 
+    def note_arrival(self, now_s: float) -> None:
+        """Takes in a call that found nothing before it, and for which nothing was to be decided.
+
+        The rate is an exponential average: an arrival adds 1 over the window, and fades.
+        """
+        gap_s = 0.0 if self._arrived_s is None else now_s - self._arrived_s
+        self._rate_per_s = self._rate_per_s * math.exp(-gap_s / _RATE_WINDOW_S) + 1.0 / _RATE_WINDOW_S
+        self._arrived_s = now_s
+
     def note_service(self, level: int, service_s: float) -> None:
         """Takes in how long a call took in the runtime, at the level that served it."""
-        self._served.append((level, service_s))
-
-    def _catch_up(self) -> None:
-        served, self._served = self._served, []
-        arrivals_s, self._arrivals_s = self._arrivals_s, []
-        for level, service_s in served:
-            self._learn_service(level, service_s)
-        for now_s in arrivals_s:
-            self._learn_arrival(now_s)
-
-    def _learn_service(self, level: int, service_s: float) -> None:
-        mean_s = self._mean_s(level)
+        mean_s = self.mean_s(level)
         surprise = min(service_s / mean_s, _MAX_SURPRISE) - 1.0
         self._newest_ratio = mean_s / self._expected_s[level] * (1.0 + _WEIGHT * surprise)
         self._ratios[level] = self._newest_ratio
@@ -117,17 +107,12 @@ class LevelChooser:
 
     def mean_s(self, level: int) -> float:
         """Returns the expected service time; of a policy that did not run yet, by how the newest keeps its promise."""
-        self._catch_up()
-        return self._mean_s(level)
-
-    def _mean_s(self, level: int) -> float:
         ratio = self._ratios[level]
         return self._expected_s[level] * (self._newest_ratio if ratio is None else ratio)
 
     def predict_p99_s(self, level: int) -> float:
         """Returns the p99 that a policy would have under the present load; infinite where it could not keep up."""
-        self._catch_up()
-        mean_s, n_slots = self._mean_s(level), self.bounds.n_slots
+        mean_s, n_slots = self.mean_s(level), self.bounds.n_slots
         load = self._rate_per_s * mean_s / n_slots
         if load >= 1.0:
             return math.inf
@@ -135,17 +120,11 @@ class LevelChooser:
         return self._tail_s(level) + waiting_s * max(0.0, math.log(100.0 * load) if load > 0.0 else 0.0)
 
     def _tail_s(self, level: int) -> float:
-        return self._mean_s(level) * (1.0 + 3.0 * math.sqrt(self._variation))
+        return self.mean_s(level) * (1.0 + 3.0 * math.sqrt(self._variation))
 
     def _answer_s(self, level: int, n_ahead: int) -> float:
         """Returns when a call is answered if all before it take the mean: what runs is taken to have just begun."""
-        return n_ahead * self._mean_s(level) / self.bounds.n_slots + self._tail_s(level)
-
-    def _learn_arrival(self, now_s: float) -> None:
-        """Averages exponentially: an arrival adds 1 over the window, and fades."""
-        gap_s = 0.0 if self._arrived_s is None else now_s - self._arrived_s
-        self._rate_per_s = self._rate_per_s * math.exp(-gap_s / _RATE_WINDOW_S) + 1.0 / _RATE_WINDOW_S
-        self._arrived_s = now_s
+        return n_ahead * self.mean_s(level) / self.bounds.n_slots + self._tail_s(level)
 
     def _step_down(self, now_s: float) -> None:
         if now_s - self._stepped_up_s < self.dwell_s:
