@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import trimtab
 import yaml
-from trimtab import Dataset, PolicyFile, Split
+from trimtab import Dataset, MeasurementError, PolicyFile, Split
 from trimtab.compressors.prepared import prepare_model
 from trimtab.compressors.source import load_source
 from trimtab.evaluators.testing import example_artifact
@@ -47,6 +47,25 @@ def gate(artifact, *arguments, python_path=""):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
 
+def judge(artifact, *, python_path=""):
+    """Asks the gate, again where it has no verdict."""
+    for _ in range(4):
+        found = gate(artifact, 0.5, python_path=python_path)
+        if found.returncode != 4:
+            break
+    return found
+
+
+def patiently(measure):
+    """Measures again, up to ten times, where the machine is too unquiet."""
+    for _ in range(9):
+        try:
+            return measure()
+        except MeasurementError:
+            continue
+    return measure()
+
+
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     """Two linear layers in int8 for the real ONNX Runtime, with a promise made on this machine."""
@@ -57,19 +76,17 @@ def artifact(tmp_path_factory):
     layers = prepare_model(load_source(model), split.inputs).layers
     groups = tuple(Group(layer.name, (layer.name,)) for layer in layers)
     policy = Policy({group.name: QUANTIZE_OPTIONS["int8"] for group in groups})
-    trimtab.apply(
-        PolicyFile(policy, groups, layers, Target("onnxruntime"), ranges={}, origin={}), model,
-        out=folder / "artifact", data=Dataset(split, split, split, metric="agreement"),
-    )  # fmt: skip
-    return folder / "artifact"
+    file = PolicyFile(policy, groups, layers, Target("onnxruntime"), ranges={}, origin={})
+    dataset = Dataset(split, split, split, metric="agreement")
+    return patiently(lambda: trimtab.apply(file, model, out=folder / "artifact", data=dataset)).folder
 
 
 @pytest.mark.alone
 def test_an_honest_runtime_passes_and_one_that_got_slower_does_not(artifact, tmp_path):
-    passed = gate(artifact, 0.5)
+    passed = judge(artifact)
     assert passed.returncode == 0, passed.stdout + passed.stderr
     (tmp_path / "sitecustomize.py").write_text(SLOWER_RUNTIME)
-    refused = gate(artifact, 0.5, python_path=str(tmp_path))
+    refused = judge(artifact, python_path=str(tmp_path))
     assert refused.returncode == 1, refused.stdout + refused.stderr
     broken = [line for line in refused.stdout.splitlines() if "broken" in line]
     assert len(broken) == 2, refused.stdout  # the latency, and the verdict
