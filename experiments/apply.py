@@ -105,7 +105,7 @@ def apply(
         SpecError: a file or the model cannot be used, or ``out`` is a folder of something else.
         PolicyError: the policy does not fit the model; the message names the layers.
     """
-    file = policy if isinstance(policy, PolicyFile) else load_policy(Path(policy))
+    file = policy if isinstance(policy, PolicyFile) else load_policy(policy)
     folder = Path(out)
     _check_out(folder)
     source = load_source(model)

@@ -80,12 +80,13 @@ class PolicyFile:
         write_json(path, self.to_json())
 
 
-def load_policy(path: Path) -> PolicyFile:
+def load_policy(path: str | Path) -> PolicyFile:
     """Reads a policy file.
 
     Raises:
         SpecError: the file is missing, is not a policy, or is of a schema that this version does not read.
     """
+    path = Path(path)
     content = read_json(path, noun="policy")
     if not isinstance(content, dict) or content.get("kind") != _KIND:
         raise SpecError(f"policy {path} is not a policy file of Trimtab (kind must be '{_KIND}')")

@@ -77,7 +77,7 @@ def transfer(
     Raises:
         SpecError: the policy cannot be read, or the target, model or data do not fit.
     """
-    file = load_policy(Path(policy))
+    file = load_policy(policy)
     preparation = prepare(_spec_for(file, target, model, data))
     preparation, knowledge = gather_knowledge(preparation)
     fitted = fit_policy(preparation.space, file.policy, file.groups)
