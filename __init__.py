@@ -10,6 +10,7 @@ if TYPE_CHECKING:
         DataError,
         MeasurementError,
         ModelError,
+        OverloadedError,
         PolicyError,
         RunError,
         SpecError,
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from trimtab.experiments.policy_file import PolicyFile, load_policy
     from trimtab.experiments.profiling.profile import ProfileResult, profile
     from trimtab.experiments.report.page import write_report
-    from trimtab.experiments.serving.call_queue import OverloadedError
     from trimtab.experiments.serving.drift import Drift
     from trimtab.experiments.serving.serve import serve
     from trimtab.experiments.serving.served_model import ServedModel, ServeOptions
@@ -74,7 +74,7 @@ __all__ = [
 #: where each public name lives; loaded on first use, so that ``import trimtab`` stays light
 _HOMES = {
     "trimtab.core.errors": (
-        "ArtifactError", "DataError", "MeasurementError", "ModelError", "PolicyError",
+        "ArtifactError", "DataError", "MeasurementError", "ModelError", "OverloadedError", "PolicyError",
         "RunError", "SpecError", "TransientError", "TrimtabError",
     ),
     "trimtab.evaluators.dataset": ("Dataset", "Split"),
@@ -86,7 +86,6 @@ _HOMES = {
     "trimtab.experiments.policy_file": ("PolicyFile", "load_policy"),
     "trimtab.experiments.profiling.profile": ("ProfileResult", "profile"),
     "trimtab.experiments.report.page": ("write_report",),
-    "trimtab.experiments.serving.call_queue": ("OverloadedError",),
     "trimtab.experiments.serving.drift": ("Drift",),
     "trimtab.experiments.serving.serve": ("serve",),
     "trimtab.experiments.serving.served_model": ("ServeOptions", "ServedModel"),

@@ -10,7 +10,8 @@ TrimtabError
 │   └── ArtifactError    an artifact is damaged, altered or unreadable
 ├── PolicyError          this policy cannot be built: INFEASIBLE, go on
 ├── TransientError       a worker died, hung or lost its node: retry
-│   └── DeviceLostError  the device cannot be reached any more: end, resume later
+│   ├── DeviceLostError  the device cannot be reached any more: end, resume later
+│   └── OverloadedError  a served model has too many calls: try again later, or elsewhere
 └── MeasurementError     no trustworthy number could be had: FAILED, go on
 """
 
@@ -57,6 +58,10 @@ class TransientError(TrimtabError):
 
 class DeviceLostError(TransientError):
     """The device cannot be reached, after everything was tried: every further job would fail as well."""
+
+
+class OverloadedError(TransientError):
+    """Not even the fastest policy of a served model could answer this call within the bound."""
 
 
 class MeasurementError(TrimtabError):

@@ -93,6 +93,9 @@ def _find_prices(preparation: Preparation) -> TablePrices | None:
 
 def _knows(prices: TablePrices) -> bool:
     try:
+        kernels = prices.device.lower(prices.preparation.original).counts
+        if not any(kernel in prices.table for kernel in kernels):
+            return False  # without a predictor, whose fit to a large table takes seconds
         return prices.price(Policy({})).unseen_share <= _MOST_UNSEEN
     except (PolicyError, MeasurementError) as error:
         _log.info("the kernel table has no price of the original: %s", error)

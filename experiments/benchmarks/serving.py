@@ -21,8 +21,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ...core.errors import OverloadedError
 from ...evaluators.device import Executable
-from ..serving.call_queue import OverloadedError
 from ..serving.member import Member
 from ..serving.recorder import Sampling
 from ..serving.served_model import Original, ServedModel, ServeOptions

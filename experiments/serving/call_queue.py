@@ -5,15 +5,11 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ...core.errors import TransientError
+from ...core.errors import OverloadedError
 from .level_chooser import LevelChooser
 
 #: calls for which nothing was to be decided that the chooser is told of together
 _MAX_UNTOLD = 64
-
-
-class OverloadedError(TransientError):
-    """Not even the fastest policy could answer this call within the bound: try again later, or elsewhere."""
 
 
 class CallQueue:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.core.errors import TransientError
-from trimtab.experiments.serving.call_queue import CallQueue, OverloadedError
+from trimtab.core.errors import OverloadedError, TransientError
+from trimtab.experiments.serving.call_queue import CallQueue
 from trimtab.experiments.serving.level_chooser import LevelChooser, LoadBounds
 
 SERVICES_S = (0.020, 0.012, 0.006)
