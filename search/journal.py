@@ -176,7 +176,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[Record], int]:
     records: dict[int, Record] = {}
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
-        fingerprints = _read_header(path, file.readline(MAX_LINE_BYTES + 1))
+        fingerprints = read_header(path, file.readline(MAX_LINE_BYTES + 1))
         n_sound_bytes, number = file.tell(), 1
         while line := file.readline(MAX_LINE_BYTES + 1):
             number += 1
@@ -184,7 +184,7 @@ def _read(path: Path) -> tuple[dict[str, str], list[Record], int]:
             if is_last and not line.endswith(b"\n"):
                 break
             try:
-                record = Record.from_json(_parse(line))
+                record = Record.from_json(parse_line(line))
             except ValueError as cause:
                 if is_last:
                     break
@@ -198,9 +198,14 @@ def _read(path: Path) -> tuple[dict[str, str], list[Record], int]:
     return fingerprints, list(records.values()), n_sound_bytes
 
 
-def _read_header(path: Path, line: bytes) -> dict[str, str]:
+def read_header(path: Path, line: bytes) -> dict[str, str]:
+    """Returns the fingerprints in a journal's first line.
+
+    Raises:
+        RunError: it is no header, or one of another schema.
+    """
     try:
-        header = _parse(line if line.endswith(b"\n") else b"")
+        header = parse_line(line if line.endswith(b"\n") else b"")
         schema, fingerprints = header["schema"], header["fingerprints"]
         fingerprints = {str(name): str(value) for name, value in fingerprints.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as cause:
@@ -210,7 +215,12 @@ def _read_header(path: Path, line: bytes) -> dict[str, str]:
     return fingerprints
 
 
-def _parse(line: bytes) -> Any:
+def parse_line(line: bytes) -> Any:
+    """Returns the JSON value of a line.
+
+    Raises:
+        ValueError: it is none, or too long or too deep to be believed.
+    """
     if len(line) > MAX_LINE_BYTES:
         raise ValueError(f"longer than {MAX_LINE_BYTES} bytes")
     try:

@@ -1,13 +1,12 @@
 """Follows the journal of a run while another process may be writing it: each line is read once."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import RunError
-from ...search.journal import MAX_LINE_BYTES, SCHEMA
+from ...search.journal import MAX_LINE_BYTES, parse_line, read_header
 from ...search.record import Record
 
 #: a journal that is larger is refused: a record has a few kilobytes
@@ -66,11 +65,10 @@ class JournalTail:
         if not line.endswith(b"\n") and len(line) <= MAX_LINE_BYTES:
             return False
         try:
-            content = _parse(line)
             if self._offset == 0:
-                self.fingerprints = _read_header(content)
+                self.fingerprints = read_header(self.path, line)
                 return True
-            record = read_finite(Record.from_json(content))
+            record = read_finite(Record.from_json(parse_line(line)))
         except (ValueError, RunError) as cause:
             if is_last and self._offset:
                 return False
@@ -109,23 +107,3 @@ def check_numbers(content: Mapping[str, Any]) -> None:
             isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
         ):
             raise RunError(f"{name} must be a finite number, got {value!r:.80}")
-
-
-def _read_header(content: Any) -> dict[str, str]:
-    try:
-        schema, fingerprints = content["schema"], content["fingerprints"]
-        found = {str(name): str(value) for name, value in fingerprints.items()}
-    except (KeyError, TypeError, AttributeError) as cause:
-        raise RunError(f"line 1 is not the header of a journal: {cause!r}") from cause
-    if schema != SCHEMA:
-        raise RunError(f"schema {schema!r:.20}; this version of Trimtab reads schema {SCHEMA}")
-    return found
-
-
-def _parse(line: bytes) -> Any:
-    if len(line) > MAX_LINE_BYTES:
-        raise ValueError(f"a line is longer than {MAX_LINE_BYTES} bytes")
-    try:
-        return json.loads(line)
-    except RecursionError as cause:
-        raise ValueError("nested too deeply") from cause
