@@ -24,7 +24,6 @@ def test_the_notebook_is_kept_without_outputs():
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_the_notebook_runs(tmp_path):
     done = run(tmp_path)
     shown = [output for cell in done.cells if cell.cell_type == "code" for output in cell.outputs]

@@ -56,7 +56,6 @@ def _own_cache(monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_profile_leaves_a_table_that_prices_policies(spec, identity, tmp_path):
     result = profile(spec, runs=tmp_path / "runs", plan=PLAN)[0]
     written = json.loads((result.run / "profile.json").read_text())

@@ -174,7 +174,7 @@ def test_the_metrics_are_served_to_this_machine_until_the_model_is_closed(exampl
 
 @pytest.mark.alone
 def test_the_yardstick_shows_the_machine_and_not_who_else_runs_python():
-    """On the wall clock it takes several times as long beside a thread that never lets go of Python's lock."""
+    """On the wall clock it takes many times as long beside a thread that never lets go of Python's lock."""
     is_over = threading.Event()
     alone_s = time_yardstick()
 
@@ -189,7 +189,8 @@ def test_the_yardstick_shows_the_machine_and_not_who_else_runs_python():
     finally:
         is_over.set()
         thread.join()
-    assert beside_s < 2 * alone_s
+    # a Yardstick itself takes eleven times as long there
+    assert beside_s < 3 * alone_s
 
 
 def test_other_inputs_are_signalled_to_the_callback_and_the_list(example):
