@@ -112,7 +112,7 @@ LIES_IN_TIMES = {
     "negative": (set_one(-1e-3), "at least"),
     "nothing": (set_one(0.0), "at least"),
     "too fast for any runtime": (lambda times: times * 0 + 1e-9, "at least"),
-    "longer than what passed": (set_one(50.0), r"50 s of runs are stated, and only \d\.\d+ s have passed"),
+    "longer than what passed": (set_one(50.0), r"50 s of runs are stated, and only [\d.]+ s have passed"),
     "too few rounds": (lambda times: times[:4], "rounds"),
     "fewer rounds than the least": (lambda times: times[:7], "7 rounds end no sooner than after 120 s"),
     "more rounds than the most": (lambda times: np.full((2000, len(times[0])), 1e-6), "rounds"),
