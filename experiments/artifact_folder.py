@@ -99,6 +99,16 @@ def write_openvino_ir(folder: Path, artifact: Artifact) -> None:
     read_manifest(folder).write(folder)
 
 
+def read_artifact(folder: Path, manifest: Manifest) -> Artifact:
+    """Returns the model of a folder whose files were checked, with the settings that its manifest names."""
+    return Artifact(
+        (folder / "model.onnx").read_bytes(),
+        manifest.precision,
+        manifest.dynamic_activations,
+        manifest.full_precision,
+    )
+
+
 def record_probe(executable: Executable, batches: list[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Runs a few batches and returns inputs and outputs, by which another machine can check that it computes alike.
 

@@ -59,7 +59,7 @@ def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
     if prices is None:
         return {}
     space, started_s = preparation.space, time.perf_counter()
-    original = prices.price(Policy({})).seconds
+    original = prices.original.seconds
     edges = find_edges(preparation.model, space.groups)
     surrogate = SpaceSurrogate(space, edges, lambda policies: [_price(prices, p) for p in policies], 0, _FIRST)
     found: dict[GraphEntries, AdditiveCost] = {}
@@ -96,7 +96,7 @@ def _knows(prices: TablePrices) -> bool:
         kernels = prices.device.lower(prices.preparation.original).counts
         if not any(kernel in prices.table for kernel in kernels):
             return False  # without a predictor, whose fit to a large table takes seconds
-        return prices.price(Policy({})).unseen_share <= _MOST_UNSEEN
+        return prices.original.unseen_share <= _MOST_UNSEEN
     except (PolicyError, MeasurementError) as error:
         _log.info("the kernel table has no price of the original: %s", error)
         return False

@@ -30,7 +30,7 @@ from .knowledge import check_size, gather_knowledge, used_by
 from .pareto import answer_problem
 from .policy_file import PolicyFile, load_policy
 from .preparation import Preparation, prepare
-from .profiling.table_prices import open_prices
+from .profiling.table_prices import TablePrices, open_prices
 from .quantities import parse_bytes, parse_duration
 from .report.price_record import record_prices
 from .run_folder import RunFolder
@@ -201,20 +201,20 @@ def _run(preparation: Preparation, run: RunFolder, observer: Observer, *, force:
         known = [replace(r, measurement=final.measurements.get(r.id, r.measurement)) for r in records]
         conclusion = answer(known, budget, spec.objective)
         reachable = {} if conclusion.nearest is None else answer_problem(problem, known).reachable
-        promised = _promise(preparation, final, source)
+        prices = open_prices(preparation, without_source=source)
+        promised = None if prices is None else _promise(prices, final)
         write_outcome(preparation, run, final, conclusion.pareto)
-        record_prices(preparation, run, records, final.winner or conclusion.nearest, source=source)
+        record_prices(preparation, run, records, final.winner or conclusion.nearest, promising=prices)
     return replace(_result(run, records, final, conclusion, budget), promised=promised, reachable=reachable)
 
 
-def _promise(preparation: Preparation, final: Final, source: str) -> Latency | None:
+def _promise(prices: TablePrices, final: Final) -> Latency | None:
     """Returns what the kernel table, as it was before this search, says that the winner takes; None if it cannot."""
     row = next((row for row in final.rows if row.label == "best policy"), None)
     latency = None if row is None else row.final.latency
     if row is None or latency is None or latency.reference_s is None or latency.source != "measured":
         return None
-    prices = open_prices(preparation, without_source=source)
-    return None if prices is None else prices.promise(row.record.policy, latency.reference_s)
+    return prices.promise(row.record.policy, latency.reference_s)
 
 
 def _result(

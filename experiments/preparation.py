@@ -128,12 +128,18 @@ class Preparation:
             capabilities=self.device.capabilities,
             evaluator=self.validation,
             batch=take_batch(self.dataset.validation, 0, self.device.target.batch_size),
-            timing=TimingSettings(min_runs=spec.timing.runs, max_runs=max(1000, spec.timing.runs)),
+            timing=self.timing,
             wanted=want_resources(spec),
             training=self.training,
             enough_drop=None if spec.objective == "accuracy" else spec.budget.accuracy_drop,
             pins_cores=spec.workers.address != "inline" and not isinstance(self.device, DeviceElsewhere),
         )
+
+    @property
+    def timing(self) -> TimingSettings:
+        """How long the spec lets an artifact be timed."""
+        runs = self.spec.timing.runs
+        return TimingSettings(min_runs=runs, max_runs=max(1000, runs))
 
     def with_space(self, space: Space, dropped: Sequence[Dropped] = ()) -> "Preparation":
         """Returns the same with a smaller space, and with what fell away."""

@@ -21,7 +21,7 @@ from ..hw_profiles.energy.energy import Energy
 from ..hw_profiles.energy.energy_table import load_energy_table
 from ..hw_profiles.latency import Latency
 from ..hw_profiles.target import Target
-from .artifact_folder import read_probe
+from .artifact_folder import read_artifact, read_probe
 from .benches import compare_with_yardstick
 from .manifest import Manifest, check_files, read_manifest
 from .policy_file import load_policy
@@ -80,12 +80,7 @@ def verify(artifact: str | Path, *, data: Any = None, tolerance: float = 0.25) -
         raise ArtifactError(f"{folder}: policy.json and manifest.json name different targets")
     device = _find_device(manifest.target)
     is_stand_in = device.target.runtime != manifest.target.runtime
-    model = Artifact(
-        (folder / "model.onnx").read_bytes(),
-        manifest.precision,
-        manifest.dynamic_activations,
-        manifest.full_precision,
-    )
+    model = read_artifact(folder, manifest)
     executable = device.load(model)
     batches = read_probe(folder)
     checks = [Check("files", f"{len(manifest.files)} sha256", "equal", is_kept=True)]

@@ -34,6 +34,15 @@ class TablePrices:
     def _pricer(self) -> GraphPricer:
         return build_pricer(self.table, model=self.preparation.table_name)
 
+    @cached_property
+    def original(self) -> GraphPrice:
+        """The price of the untouched model, with which every promise is compared.
+
+        Raises:
+            MeasurementError: the runtime refuses it.
+        """
+        return self.price(Policy({}))
+
     def price(self, policy: Policy) -> GraphPrice:
         """Prices one policy, in seconds of the machine on which the table was measured.
 
@@ -51,7 +60,7 @@ class TablePrices:
         None where the table knows too little of the policy's kernels, or it cannot be lowered.
         """
         try:
-            price, original = self.price(policy), self.price(Policy({}))
+            price, original = self.price(policy), self.original
         except (PolicyError, MeasurementError) as error:
             _log.info("no price: %s", error)
             return None

@@ -82,7 +82,12 @@ class PriceRecord:
 
 
 def record_prices(
-    preparation: Preparation, run: RunFolder, records: Sequence[Record], chosen: Record | None, *, source: str
+    preparation: Preparation,
+    run: RunFolder,
+    records: Sequence[Record],
+    chosen: Record | None,
+    *,
+    promising: TablePrices | None,
 ) -> None:
     """Writes ``prices.json``; what cannot be had is noted there and never fails a search.
 
@@ -91,10 +96,10 @@ def record_prices(
         run: the run's folder.
         records: every trial.
         chosen: the winner, or the nearest where nothing keeps the budget.
-        source: how the table names what it learned from this search.
+        promising: the table without what it learned from this search; None where there is none.
     """
     try:
-        found = _note_prices(preparation, records, chosen, source)
+        found = _note_prices(preparation, records, chosen, promising)
     except TrimtabError as error:
         _log.info("prices are not noted: %s", error)
         found = PriceRecord(None, note=f"the kernels could not be found out: {error}"[:500])
@@ -102,7 +107,7 @@ def record_prices(
 
 
 def _note_prices(
-    preparation: Preparation, records: Sequence[Record], chosen: Record | None, source: str
+    preparation: Preparation, records: Sequence[Record], chosen: Record | None, promising: TablePrices | None
 ) -> PriceRecord:
     device, trial = preparation.device, None if chosen is None else chosen.id
     if not isinstance(device, LoweringDevice):
@@ -111,7 +116,8 @@ def _note_prices(
     before = _price_kernels(device, preparation.original, prices)
     after = () if chosen is None else _price_kernels(device, preparation.build(chosen.policy), prices)
     note = "" if prices is not None else "no kernel table of this device: the kernels have no prices"
-    return PriceRecord(trial, before, after, _note_promises(preparation, records, chosen, source), note)
+    promises = {} if promising is None else _note_promises(promising, records, chosen)
+    return PriceRecord(trial, before, after, promises, note)
 
 
 def _price_kernels(device: LoweringDevice, artifact: Artifact, prices: TablePrices | None) -> tuple[PricedKernel, ...]:
@@ -133,13 +139,8 @@ def _price_kernels(device: LoweringDevice, artifact: Artifact, prices: TablePric
     )
 
 
-def _note_promises(
-    preparation: Preparation, records: Sequence[Record], chosen: Record | None, source: str
-) -> dict[int, TablePromise]:
+def _note_promises(prices: TablePrices, records: Sequence[Record], chosen: Record | None) -> dict[int, TablePromise]:
     """Prices trials until the time is up, the chosen one first."""
-    prices = open_prices(preparation, without_source=source)
-    if prices is None:
-        return {}
     limit_s = min(_MOST_S, _MOST_SHARE * sum(record.cost_s for record in records))
     timed = [r for r in records if r.status is Status.COMPLETE and r.measurement.latency is not None]
     order = sorted(timed, key=lambda record: (chosen is None or record.id != chosen.id, record.id))

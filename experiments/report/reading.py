@@ -10,7 +10,6 @@ from typing import Any
 
 from ...core.errors import RunError
 from ...core.files import read_json
-from ...core.yaml_file import read_yaml
 from ...evaluators.measurement import Measurement
 from ...search.answer import Answer, answer
 from ...search.budget import Budget
@@ -21,7 +20,7 @@ from ..budgets import resolve_budget
 from ..finish import Row
 from ..run_folder import RunFolder
 from ..spec import Spec
-from ..spec_file import validate_spec
+from ..spec_file import read_spec
 from .journal_tail import JournalTail, check_numbers
 from .price_record import PriceRecord, read_price_record
 
@@ -110,10 +109,7 @@ def read_run(path: Path, tail: JournalTail | None = None, *, pace_s: float | Non
         SpecError: (or RunError) there is no run, or a file of it is damaged.
     """
     folder = RunFolder.open(path)
-    content = read_yaml(folder.spec, noun="spec")
-    if not isinstance(content, dict):
-        raise RunError(f"{folder.spec} must be a mapping of keys (name, model, data, target …)")
-    spec = validate_spec(content, where=f"spec {folder.spec}")
+    spec = read_spec(folder.spec)
     tail = tail or JournalTail(folder.journal)
     tail.read()
     searched = tail.records

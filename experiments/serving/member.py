@@ -13,7 +13,7 @@ from ...core.files import read_bytes
 from ...evaluators.device import Executable, build_recorded_device
 from ...hw_profiles.boards.board import LUT_RUNTIME
 from ...hw_profiles.target import Target
-from ..artifact_folder import read_probe
+from ..artifact_folder import read_artifact, read_probe
 from ..manifest import Manifest, check_files, read_manifest
 
 #: runtimes whose executables may run in several threads at once (ONNX Runtime, InferenceSession::Run)
@@ -42,12 +42,7 @@ def load_member(folder: Path) -> Member:
     check_files(folder, manifest)
     if manifest.target.runtime == LUT_RUNTIME:
         raise SpecError(f"{folder} is for {manifest.target.device}, whose runtime is not here; serve it on the board")
-    artifact = Artifact(
-        (folder / "model.onnx").read_bytes(),
-        manifest.precision,
-        manifest.dynamic_activations,
-        manifest.full_precision,
-    )
+    artifact = read_artifact(folder, manifest)
     executable = load_for_threads(artifact, manifest.target)
     for inputs, _ in read_probe(folder):
         executable.run(inputs)

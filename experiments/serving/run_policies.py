@@ -8,7 +8,6 @@ from pathlib import Path
 from ...core.errors import RunError, SpecError
 from ...core.files import read_json
 from ...evaluators.accuracy import take_batch
-from ...evaluators.latency import TimingSettings
 from ...evaluators.measurement import Measurement
 from ...search.pareto import pareto_front
 from ...search.record import Record, Status
@@ -141,8 +140,8 @@ def _promise_together(preparation: Preparation, records: Sequence[Record]) -> li
     artifacts = [preparation.build(record.policy) for record in records]
     executables = [device.load(artifact) for artifact in artifacts]
     batch = take_batch(preparation.dataset.validation, 0, device.target.batch_size)
-    timing = TimingSettings(min_runs=preparation.spec.timing.runs, max_runs=max(1000, preparation.spec.timing.runs))
-    _, *latencies, yardstick = compare_with_yardstick([device.load(preparation.original), *executables], batch, timing)
+    together = [device.load(preparation.original), *executables]
+    _, *latencies, yardstick = compare_with_yardstick(together, batch, preparation.timing)
     yardstick_s = yardstick.median_s if yardstick.source == "measured" else None
     promises = []
     for record, artifact, executable, latency in zip(records, artifacts, executables, latencies, strict=True):

@@ -9,6 +9,7 @@ import pytest
 from trimtab.core.cache import cache_folder
 from trimtab.evaluators.measurement import Measurement
 from trimtab.experiments.preparation import prepare
+from trimtab.experiments.profiling.table_prices import open_prices
 from trimtab.experiments.report.kernels import compare_kernels, kind_of
 from trimtab.experiments.report.price_record import read_price_record, record_prices
 from trimtab.experiments.report.promises import compare_promises
@@ -102,7 +103,8 @@ def priced(workplace, tmp_path, monkeypatch):
     with Journal.create(folder.journal, {}) as journal:
         for made in records:
             journal.append(made)
-    record_prices(preparation, folder, records, records[1], source="search priced")
+    promising = open_prices(preparation, without_source="search priced")
+    record_prices(preparation, folder, records, records[1], promising=promising)
     return folder, [sum(seconds[k] for k in graph.kernels) for graph in graphs], graphs
 
 
