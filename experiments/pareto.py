@@ -178,11 +178,10 @@ def _sureness(budget: Budget, measurement: Measurement) -> float:
 
 
 def _mean_and_error(budget: Budget, name: str, measurement: Measurement) -> tuple[float, float] | None:
-    latency, drop = measurement.latency, measurement.accuracy_drop
     if name == "latency_s":
-        value = budget.normalised_latency_s(measurement)
-        return None if value is None or latency is None else (value, value * latency.error_s / latency.median_s)
+        return budget.normalised_latency(measurement)
     if name == "accuracy_drop":
+        drop = measurement.accuracy_drop
         return None if drop is None else (drop.mean, drop.standard_error)
     value = budget.value_of(name, measurement)
     return None if value is None else (value, 0.0)

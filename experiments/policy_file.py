@@ -9,7 +9,7 @@ from ..compressors.quantization.calibration import Range
 from ..core.errors import SpecError
 from ..core.files import read_json, write_json
 from ..hw_profiles.target import Target
-from ..spaces.layer import STRUCTURE_KINDS, Group, Layer, fingerprint_layers
+from ..spaces.layer import STRUCTURE_KINDS, Group, Layer, fingerprint_layers, layers_from_json, layers_to_json
 from ..spaces.policy import Policy
 from ..spaces.space import spread_groups
 from ..spaces.treatment import Treatment
@@ -65,7 +65,7 @@ class PolicyFile:
             "members": {group.name: list(group.layers) for group in self.groups},
             "model": {
                 "fingerprint": self.fingerprint,
-                "layers": [[layer.name, layer.kind, list(layer.weight_shape)] for layer in self.layers],
+                "layers": layers_to_json(self.layers),
             },
             "target": self.target.to_json(),
             "activation_ranges": {name: [r.low, r.high] for name, r in sorted(self.ranges.items())},
@@ -103,10 +103,7 @@ def load_policy(path: str | Path) -> PolicyFile:
 def _parse(content: dict[str, Any]) -> PolicyFile:
     policy = Policy.from_json(content)
     groups = tuple(_read_group(str(name), layers) for name, layers in content["members"].items())
-    layers = tuple(
-        Layer(str(name), str(kind), tuple(int(n) for n in shape), (), 0, 0)
-        for name, kind, shape in content["model"]["layers"]
-    )
+    layers = layers_from_json(content["model"]["layers"])
     file = PolicyFile(
         policy=policy,
         groups=groups,

@@ -13,7 +13,7 @@ from ..core.errors import RunError, SpecError
 from ..core.files import read_json, write_bytes, write_json
 from ..evaluators.measurement import Measurement
 from ..search.knowledge import Knowledge
-from ..spaces.layer import Layer
+from ..spaces.layer import Layer, layers_from_json, layers_to_json
 from ..spaces.policy import Policy
 from ..spaces.space import Space
 from ..spaces.space_json import space_from_json, space_to_json
@@ -145,8 +145,7 @@ class RunFolder:
 
     def write_space(self, space: Space, layers: Sequence[Layer]) -> None:
         """Writes the space, so that the records can be read without the model."""
-        content = [[layer.name, layer.kind, list(layer.weight_shape)] for layer in layers]
-        write_json(self._space, {**space_to_json(space), "layers": content})
+        write_json(self._space, {**space_to_json(space), "layers": layers_to_json(layers)})
 
     def read_space(self) -> Space | None:
         """Returns the space that `write_space` wrote; None where the run did not come so far.
@@ -157,6 +156,20 @@ class RunFolder:
         if not self._space.is_file():
             return None
         return space_from_json(read_json(self._space, noun="space of a run", error=RunError))
+
+    def read_layers(self) -> tuple[Layer, ...]:
+        """Returns the layers that `write_space` wrote, in the order of the graph; none before the run came so far.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        if not self._space.is_file():
+            return ()
+        content = read_json(self._space, noun="space of a run", error=RunError)
+        try:
+            return layers_from_json(content["layers"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"the space of {self.path} is damaged: {error!r}; start a new search") from error
 
     def read_finals(self) -> dict[int, Measurement]:
         """Returns trial → its measurement in the final rotation, which replaces the search's own; empty before it.

@@ -98,6 +98,13 @@ class Budget:
             return latency.median_s
         return latency.ratio * self.reference_s
 
+    def normalised_latency(self, measurement: Measurement) -> tuple[float, float] | None:
+        """Returns `normalised_latency_s` and its standard error, both in seconds; None where there is no latency."""
+        seconds, latency = self.normalised_latency_s(measurement), measurement.latency
+        if seconds is None or latency is None or latency.median_s <= 0.0:
+            return None
+        return seconds, seconds * latency.error_s / latency.median_s
+
 
 def pessimistic(drop: Estimate, confidence: float) -> float:
     """Returns the upper end of the one-sided normal interval: mean + z(confidence) × standard error."""

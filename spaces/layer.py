@@ -1,5 +1,6 @@
 """Layers and groups: what a policy speaks about."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -68,4 +69,18 @@ class Group:
 
 def fingerprint_layers(layers: tuple[Layer, ...]) -> str:
     """Returns a digest of names, kinds and weight shapes: equal after retraining, different after surgery."""
-    return short_digest([[layer.name, layer.kind, list(layer.weight_shape)] for layer in layers])
+    return short_digest(layers_to_json(layers))
+
+
+def layers_to_json(layers: Sequence[Layer]) -> list[list[Any]]:
+    """Returns what files keep of layers: names, kinds and weight shapes."""
+    return [[layer.name, layer.kind, list(layer.weight_shape)] for layer in layers]
+
+
+def layers_from_json(content: Any) -> tuple[Layer, ...]:
+    """Reads what `layers_to_json` wrote; what a file does not keep is empty or 0.
+
+    Raises:
+        TypeError: (or ValueError) it is something else.
+    """
+    return tuple(Layer(str(name), str(kind), tuple(int(n) for n in shape), (), 0, 0) for name, kind, shape in content)

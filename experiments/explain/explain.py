@@ -13,7 +13,6 @@ from ...search.journal import read_records
 from ...search.knowledge import Knowledge
 from ...search.problem import Problem
 from ...search.record import Record, Status
-from ...spaces.layer import Layer
 from ..budgets import resolve_budget
 from ..manifest import read_manifest
 from ..policy_file import PolicyFile, load_policy
@@ -108,7 +107,7 @@ def _find_policy(
     file = PolicyFile(
         policy=best.policy,
         groups=tuple(group for group in problem.space.groups if group.name in treated),
-        layers=_read_layers(run),
+        layers=run.read_layers(),
         target=spec.target.to_target(),
         ranges={},
         origin={"run": run.path.name, "trial": best.id},
@@ -121,17 +120,6 @@ def _find_policy(
 def _slowness(budget: Budget, own: Measurement) -> float:
     normalised = budget.normalised_latency_s(own)
     return 1.0 if own.latency is None or not normalised else own.latency.median_s / normalised
-
-
-def _read_layers(run: RunFolder) -> tuple[Layer, ...]:
-    content = read_json(run.path / "space.json", noun="space of a run", error=RunError)
-    try:
-        return tuple(
-            Layer(str(name), str(kind), tuple(int(n) for n in shape), (), 0, 0)
-            for name, kind, shape in content["layers"]
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"the space of {run.path} is damaged: {error!r}; start a new search") from error
 
 
 def _read_winner(run: RunFolder) -> int | None:

@@ -153,14 +153,11 @@ class Outlook:
         return max(found, key=lambda m: 0 if m.accuracy is None else m.accuracy.n, default=None)
 
     def _latency_change(self, measured: tuple[Measurement | None, Measurement | None]) -> Difference | None:
-        values, errors = [], []
-        for measurement in measured:
-            seconds = None if measurement is None else self.problem.budget.normalised_latency_s(measurement)
-            if measurement is None or measurement.latency is None or seconds is None:
-                return None
-            values.append(seconds)
-            errors.append(seconds * measurement.latency.error_s / measurement.latency.median_s)
-        return Difference(values[0] - values[1], math.hypot(*errors), is_measured=True)
+        budget = self.problem.budget
+        changed, own = (None if one is None else budget.normalised_latency(one) for one in measured)
+        if changed is None or own is None:
+            return None
+        return Difference(changed[0] - own[0], math.hypot(changed[1], own[1]), is_measured=True)
 
     def _drop_change(self, measured: tuple[Measurement | None, Measurement | None]) -> Difference | None:
         drops = [None if m is None else m.accuracy_drop for m in measured]

@@ -129,7 +129,7 @@ def read_run(path: Path, tail: JournalTail | None = None, *, pace_s: float | Non
         original=original,
         budget=None if original is None else resolve_budget(spec, original),
         space=space,
-        layers=_read_layers(folder),
+        layers={layer.name: (layer.kind, layer.weight_shape) for layer in folder.read_layers()},
         knowledge=folder.read_knowledge(),
         rows=rows,
         winner=next((record for record in records if record.id == winner), None),
@@ -162,17 +162,6 @@ def _read_row(content: Mapping[str, Any], by_id: Mapping[int, Record]) -> Row:
         test=Measurement.from_json(content["test"]),
         is_feasible=bool(content["feasible"]),
     )
-
-
-def _read_layers(folder: RunFolder) -> dict[str, tuple[str, tuple[int, ...]]]:
-    path = folder.path / "space.json"
-    if not path.is_file():
-        return {}
-    content = read_json(path, noun="space of a run", error=RunError)
-    try:
-        return {str(name): (str(kind), tuple(map(int, shape))) for name, kind, shape in content.get("layers", [])}
-    except (TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} is damaged: {error!r}") from error
 
 
 def _find_stage(folder: RunFolder, spec: Spec, n_records: int, *, has_rows: bool) -> Stage:

@@ -19,7 +19,6 @@ from .wording import (
     Quantity,
     Table,
     is_baseline,
-    latency_with_error,
     write_bound,
     write_brief,
     write_megabytes,
@@ -74,7 +73,7 @@ def _place(records: Sequence[Record], quantity: Quantity, budget: Budget) -> lis
         x, drop = objective_value(quantity.objective, record.measurement, budget), record.measurement.accuracy_drop
         if x is None or drop is None:
             continue
-        pair = latency_with_error(record.measurement, budget) if quantity.objective == "latency" else None
+        pair = budget.normalised_latency(record.measurement) if quantity.objective == "latency" else None
         x_error = None if pair is None else pair[1] * quantity.factor
         points.append(_Point(record, x * quantity.factor, 100 * drop.mean, (x_error, 100 * drop.standard_error)))
     return points
@@ -245,7 +244,7 @@ _COLUMNS = (
 
 def _line(record: Record, reading: Reading) -> Line:
     budget, measurement = reading.budget, record.measurement
-    pair = None if budget is None else latency_with_error(measurement, budget)
+    pair = None if budget is None else budget.normalised_latency(measurement)
     chosen = reading.chosen
     is_lost = record.status in (Status.FAILED, Status.INFEASIBLE)
     tone = "winner" if chosen is not None and record.id == chosen.id else "bad" if is_lost else ""

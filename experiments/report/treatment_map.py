@@ -9,7 +9,7 @@ from ...spaces.policy import Policy
 from ...spaces.recovery import Recovery
 from ...spaces.treatment import Treatment
 from .reading import Reading
-from .wording import latency_with_error, write_megabytes, write_percent
+from .wording import write_megabytes, write_percent
 
 #: policies of the front that stand side by side
 _MOST_POLICIES = 12
@@ -94,7 +94,7 @@ class _Tints:
 
 def _head(record: Record, reading: Reading, *, is_chosen: bool) -> tuple[str, str, bool]:
     budget, measurement = reading.budget, record.measurement
-    pair = None if budget is None else latency_with_error(measurement, budget)
+    pair = None if budget is None else budget.normalised_latency(measurement)
     parts = [
         *([f"{pair[0] * 1e3:.3f} ms"] if pair else []),
         *([f"{write_percent(measurement.accuracy_drop, sign='+').split(' ')[0]} pt"]

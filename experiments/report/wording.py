@@ -130,18 +130,10 @@ def is_baseline(record: Record) -> bool:
     return record.origin.startswith("baseline:")
 
 
-def latency_with_error(measurement: Measurement, budget: Budget) -> tuple[float, float] | None:
-    """Returns seconds, comparable across the minutes of a search, and their standard error; None without a latency."""
-    seconds, latency = budget.normalised_latency_s(measurement), measurement.latency
-    if seconds is None or latency is None or latency.median_s <= 0.0:
-        return None
-    return seconds, seconds * latency.error_s / latency.median_s
-
-
 def write_brief(measurement: Measurement, budget: Budget) -> str:
     """Returns latency, drop and size in one line."""
     parts = []
-    if (pair := latency_with_error(measurement, budget)) is not None:
+    if (pair := budget.normalised_latency(measurement)) is not None:
         parts.append(f"{pair[0] * 1e3:.3f}{_TIED}±{_TIED}{pair[1] * 1e3:.3f}{_TIED}ms")
     if measurement.accuracy_drop is not None:
         parts.append(f"drop {write_percent(measurement.accuracy_drop, sign='+').replace(' ', _TIED)}{_TIED}points")
