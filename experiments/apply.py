@@ -17,7 +17,7 @@ from ..compressors.training import Training
 from ..core.errors import PolicyError, SpecError
 from ..evaluators.accuracy import AccuracyEvaluator, take_batch
 from ..evaluators.dataset import Dataset
-from ..evaluators.device import Device, build_recorded_device
+from ..evaluators.device import Device, Executable, build_recorded_device
 from ..evaluators.latency import TimingSettings
 from ..evaluators.measurement import Measurement
 from ..spaces.policy import GraphTreatment
@@ -123,8 +123,10 @@ def apply(
     pipeline = Pipeline(mapped.model, device.capabilities, _training(mapped.file, dataset, mapped.model, options))
     file = _settle_ranges(mapped.file, pipeline, matching, has_data=dataset is not None)
     artifact = pipeline.build(file.layer_treatments, file.policy.graph, file.policy.recovery)
+    original = pipeline.build({}, GraphTreatment())
+    loaded = _Loaded(device, artifact, device.load(original), device.load(artifact), dataset)
     batch = _example_batch(source, dataset, device)
-    promise = _measure(device, pipeline.build({}, GraphTreatment()), artifact, batch, dataset)
+    promise = _measure(loaded, batch)
     applied_model = None if dataset is None else AppliedModel(file, device, dataset, pipeline)
     suitability = check_suitability(applied_model, file, promise.measurement.accuracy_drop)
     for warning in suitability.warnings:
@@ -133,37 +135,45 @@ def apply(
         folder, promise.measurement, matching, mapped.notes, suitability, suitability.suits or not options.strict
     )
     if applied.is_written:
-        _write(applied, artifact, file, (promise, device, batch, _expect(device, pipeline, artifact, dataset)))
+        _write(applied, file, loaded, promise, batch)
         if options.openvino_ir:
             write_openvino_ir(folder, artifact)
     return applied
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """The artifact and the untouched model on the device, each loaded once."""
+
+    device: Device
+    artifact: Artifact
+    reference: Executable
+    executable: Executable
+    dataset: Dataset | None
+
+
 def _write(
-    applied: Applied,
-    artifact: Artifact,
-    file: PolicyFile,
-    made_on: tuple[Promise, Device, Mapping[str, np.ndarray], Expectation],
+    applied: Applied, file: PolicyFile, loaded: _Loaded, promise: Promise, batch: Mapping[str, np.ndarray]
 ) -> None:
-    promise, device, batch, expected = made_on
+    artifact, expected = loaded.artifact, _expect(loaded)
     manifest = Manifest(
         target=file.target,
         precision=artifact.precision,
         dynamic_activations=artifact.dynamic_activations,
         promise=promise,
-        profile=device.identify().to_json(),
+        profile=loaded.device.identify().to_json(),
         input_statistics=expected.input_statistics,
         agreement=expected.agreement,
     )
-    write_artifact(applied.folder, artifact, file, manifest, record_probe(device.load(artifact), [batch]))
+    write_artifact(applied.folder, artifact, file, manifest, record_probe(loaded.executable, [batch]))
 
 
-def _expect(device: Device, pipeline: Pipeline, artifact: Artifact, dataset: Dataset | None) -> Expectation:
+def _expect(loaded: _Loaded) -> Expectation:
     """Returns what service is to be compared with; nothing where there are no data."""
-    if dataset is None:
+    if loaded.dataset is None:
         return Expectation()
-    executable, original = device.load(artifact), device.load(pipeline.build({}, GraphTreatment()))
-    return record_expectation(executable, original, dataset.validation, batch_size=device.target.batch_size)
+    split, batch_size = loaded.dataset.validation, loaded.device.target.batch_size
+    return record_expectation(loaded.executable, loaded.reference, split, batch_size=batch_size)
 
 
 def _settle_ranges(file: PolicyFile, pipeline: Pipeline, matching: Matching, *, has_data: bool) -> PolicyFile:
@@ -242,17 +252,14 @@ def _example_batch(source: ModelSource, dataset: Dataset | None, device: Device)
     return {name: np.repeat(array, device.target.batch_size, axis=0) for name, array in source.sample.items()}
 
 
-def _measure(
-    device: Device, original: Artifact, artifact: Artifact, batch: Mapping[str, np.ndarray], dataset: Dataset | None
-) -> Promise:
-    reference, executable = device.load(original), device.load(artifact)
-    _, latency, yardstick = compare_with_yardstick([reference, executable], batch, TimingSettings())
+def _measure(loaded: _Loaded, batch: Mapping[str, np.ndarray]) -> Promise:
+    together, dataset = [loaded.reference, loaded.executable], loaded.dataset
+    _, latency, yardstick = compare_with_yardstick(together, batch, TimingSettings())
     accuracy = drop = None
     if dataset is not None:
-        evaluator = AccuracyEvaluator(
-            reference, dataset.test, metric=dataset.metric, batch_size=device.target.batch_size
-        )
-        score = evaluator.score(executable)
+        batch_size = loaded.device.target.batch_size
+        evaluator = AccuracyEvaluator(loaded.reference, dataset.test, metric=dataset.metric, batch_size=batch_size)
+        score = evaluator.score(loaded.executable)
         accuracy, drop = score.accuracy, score.accuracy_drop
-    measurement = Measurement(accuracy, drop, latency, artifact.size_bytes)
+    measurement = Measurement(accuracy, drop, latency, loaded.artifact.size_bytes)
     return Promise(measurement, "test", yardstick.median_s if latency.source == "measured" else None)
