@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..evaluators.measurement import Estimate, Measurement
+from ..evaluators.measurement import Measurement
 from ..search.answer import describe_relaxation
 from ..search.budget import BOUNDS, Budget
 from ..search.record import Record, Status
@@ -21,6 +21,7 @@ from .finish import Row
 from .launch import SearchResult
 from .offer import find_size_only
 from .preparation import Preparation
+from .report.wording import write_megabytes, write_ms, write_percent, write_speed_up
 from .verify import Verification
 
 
@@ -95,18 +96,15 @@ def _final_table(rows: Sequence[Row]) -> Table:
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("", "budget") else "right", no_wrap=True)
     for row in rows:
-        latency, size = row.final.latency, row.final.size_bytes
-        spread = "–" if latency is None else f"{latency.median_s * 1e3:.3f} ± {latency.iqr_s * 1e3:.3f}"
-        speed_up = "–" if latency is None or not latency.ratio else f"{1 / latency.ratio:.2f}×"
         label = row.label if row.label == "original" else f"{row.label} [dim]{_origin(row.record)}[/dim]"
         table.add_row(
             label,
-            spread,
-            speed_up,
-            _percent(row.final.accuracy),
-            _percent(row.test.accuracy),
-            _percent(row.test.accuracy_drop, sign="+"),
-            "–" if size is None else f"{size / 1e6:.3f}",
+            write_ms(row.final.latency),
+            write_speed_up(row.final.latency),
+            write_percent(row.final.accuracy),
+            write_percent(row.test.accuracy),
+            write_percent(row.test.accuracy_drop, sign="+"),
+            write_megabytes(row.final.size_bytes),
             *([_energy(row.final)] if has_energy else []),
             "kept" if row.is_feasible else "[red]exceeded[/red]",
             style="bold" if row.label == "best policy" else None,
@@ -188,12 +186,6 @@ def _brief(measurement: Measurement) -> str:
 def _origin(record: Record) -> str:
     origin = record.origin.removeprefix("baseline:").removeprefix("uniform ").removeprefix("untouched ")
     return f"{origin} #{record.id}"
-
-
-def _percent(estimate: Estimate | None, *, sign: str = "") -> str:
-    if estimate is None:
-        return "–"
-    return f"{100 * estimate.mean:{sign}.2f} ± {100 * estimate.standard_error:.2f}"
 
 
 def print_verification(console: Console, verification: Verification) -> None:
