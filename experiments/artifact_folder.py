@@ -1,7 +1,5 @@
 """Writes the folder that production takes: model, policy, probe, manifest."""
 
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from safetensors.numpy import load_file, save
 
 from ..compressors.artifact import Artifact
 from ..core.errors import ArtifactError
-from ..core.files import sync_folder, write_bytes
+from ..core.files import replaced_folder, write_bytes
 from ..evaluators.device import Executable
 from ..evaluators.openvino_precision import pin_layers
 from .manifest import Manifest
@@ -34,9 +32,7 @@ def write_artifact(
         manifest: promise and settings; the files are digested here.
         probe: see `record_probe`.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replaced_folder(folder) as staging:
         write_bytes(staging / "model.onnx", artifact.model)
         policy.save(staging / "policy.json")
         arrays = {name: np.ascontiguousarray(array) for name, array in probe.items()}
@@ -48,31 +44,6 @@ def write_artifact(
             full_precision=artifact.full_precision,
         )
         settings.write(staging)
-        staging.chmod(0o755)
-        put_in_place(staging, folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
-def put_in_place(staging: Path, folder: Path) -> None:
-    """Makes a finished folder stand where another may stand already; readers see the old one or the new one whole.
-
-    Args:
-        staging: the finished folder, beside ``folder``.
-        folder: where it is to stand.
-    """
-    old = folder.with_name(f"{staging.name}.old")
-    if folder.exists():
-        folder.rename(old)
-    try:
-        staging.rename(folder)
-    except BaseException:
-        if old.exists():
-            old.rename(folder)
-        raise
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_openvino_ir(folder: Path, artifact: Artifact) -> None:

@@ -1,14 +1,11 @@
 """``set.json``: several policies of one model in one folder, for a service that changes them with the load."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...core.errors import ArtifactError
-from ...core.files import read_json, sha256_file, write_json
-from ..artifact_folder import put_in_place
+from ...core.files import read_json, replaced_folder, sha256_file, write_json
 from ..manifest import Manifest, check_files, read_manifest
 
 #: version of the format
@@ -57,9 +54,7 @@ def write_policy_set(folder: Path, writers: Sequence[tuple[str, Callable[[Path],
     """
     if folder.exists() and not is_policy_set(folder):
         raise ArtifactError(f"{folder} exists and is not a policy set; choose another folder, or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
+    with replaced_folder(folder) as staging:
         for name, write in writers:
             write(staging / name)
         content = {
@@ -72,11 +67,6 @@ def write_policy_set(folder: Path, writers: Sequence[tuple[str, Callable[[Path],
         }
         write_json(staging / "set.json", content)
         read_policy_set(staging)
-        staging.chmod(0o755)
-        put_in_place(staging, folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _check_member(folder: Path, name: str, digest: str) -> Path:

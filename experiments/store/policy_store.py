@@ -3,20 +3,18 @@
 import getpass
 import os
 import secrets
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ...core.errors import ArtifactError, SpecError
-from ...core.files import write_bytes
+from ...core.files import replaced_folder, write_bytes
 from ...core.names import describe_unknown
 from ...evaluators.measurement import Measurement
-from ..artifact_folder import put_in_place
 from .contents import Contents, find_source, read_contents
 from .event import Action, Event, FileEntry, check_event, check_name, version_id
 from .history import append_event, check_undamaged, read_shelf
@@ -232,19 +230,13 @@ def _copy_out(folder: Path, contents: Contents) -> None:
     is_ours = any((folder / name).is_file() for name in ("manifest.json", "policy.json"))
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not is_ours)):
         raise SpecError(f"--out {folder} exists and is not an artifact; choose another folder, or remove it")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    except OSError as error:
-        raise SpecError(f"--out {folder} cannot be written: {error}; choose another folder") from error
-    try:
+    with ExitStack() as stack:
+        try:
+            staging = stack.enter_context(replaced_folder(folder))
+        except OSError as error:
+            raise SpecError(f"--out {folder} cannot be written: {error}; choose another folder") from error
         for name, content in contents.files.items():
             write_bytes(staging / name, content)
-        staging.chmod(0o755)
-        put_in_place(staging, folder)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
 
 
 def _find_user() -> str:
