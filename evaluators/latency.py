@@ -21,6 +21,9 @@ Clock = Callable[[], int]
 #: Rounds below which quartiles say nothing.
 _FEWEST_RUNS = 5
 
+#: Rounds above which nobody times, however unquiet the machine is.
+MOST_RUNS = 100_000
+
 #: Rounds of warm-up that are compared with as many before them.
 _WARM_UP_WINDOW = 3
 
@@ -50,8 +53,8 @@ class TimingSettings:
     max_uncertainty: float = 0.25
     #: how far the median of the ratio candidate / reference may move from the first half of the runs to the second
     max_drift: float = 0.2
-    #: how often to time again before giving up
-    attempts: int = 3
+    #: how often to time before giving up, each time twice as long as the time before
+    attempts: int = 5
     #: how long to wait for another process on this machine that is timing
     lock_timeout_s: float = 600.0
 
@@ -149,7 +152,8 @@ def measure_together(
 ) -> list[Latency]:
     """Times executables in turns; every round runs each once and the next round starts one further on.
 
-    Whatever slows the machine down slows all of them, so ratios hold where absolute times do not.
+    Whatever slows the machine down slows all of them, so ratios hold where absolute times do not. Times that cannot be
+    believed are taken again, twice as long each time: a neighbour who comes and goes is averaged out that way.
 
     Args:
         executables: the first is the reference of all, itself included.
@@ -166,8 +170,8 @@ def measure_together(
     if all(isinstance(executable, SelfTiming) for executable in executables):
         return _state_latencies(executables, settings)
     complaint = ""
-    for _ in range(settings.attempts):
-        times_s = time_together(executables, inputs, settings, clock=clock)
+    for attempt in range(settings.attempts):
+        times_s = time_together(executables, inputs, _prolong(settings, 2**attempt), clock=clock)
         complaint = _find_instability(times_s, settings)
         if not complaint:
             return _summarise(times_s)
@@ -219,6 +223,14 @@ def pin_cores(n_cores: int) -> tuple[int, ...]:
     return cores
 
 
+def _prolong(settings: TimingSettings, factor: int) -> TimingSettings:
+    return replace(
+        settings,
+        min_time_s=min(settings.max_time_s, settings.min_time_s * factor),
+        max_runs=max(settings.max_runs, min(MOST_RUNS, settings.max_runs * factor)),
+    )
+
+
 def _state_latencies(executables: Sequence[Executable], settings: TimingSettings) -> list[Latency]:
     stated = [_state_latency(executable) for executable in executables if isinstance(executable, SelfTiming)]
     return [replace(one, runs=settings.min_runs, reference_s=stated[0].median_s) for one in stated]
@@ -233,7 +245,6 @@ def _state_latency(executable: SelfTiming) -> Latency:
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
     was_enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 # set at import, before anything under test reads it
 _CACHE = tempfile.TemporaryDirectory(prefix="trimtab-tests-")
 os.environ.setdefault("TRIMTAB_CACHE", _CACHE.name)
@@ -15,6 +17,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def pytest_collection_modifyitems(items):
-    """Puts files with slow tests first: two run at a time, and none should begin a long one when all else is done."""
+    """Puts files with slow tests first: two run at a time, and none should begin a long one when all else is done.
+
+    Times are a machine's, and other people's work on it comes and goes: a test that looks at a clock is tried three
+    times, any other once more when it could not measure.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+    for item in items:
+        if item.get_closest_marker("alone"):
+            item.add_marker(pytest.mark.flaky(reruns=2))
+        else:
+            item.add_marker(pytest.mark.flaky(reruns=1, only_rerun=["MeasurementError"]))

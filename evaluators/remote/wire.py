@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..latency import TimingSettings
+from ..latency import MOST_RUNS, TimingSettings
 
 #: version of what is said; both sides must speak the same
 PROTOCOL = 1
@@ -61,8 +61,8 @@ class Settings(WirePart):
     """`TimingSettings` within what an agent lets others ask for."""
 
     warm_up_runs: int = Field(ge=0, le=10_000)
-    min_runs: int = Field(ge=5, le=100_000)
-    max_runs: int = Field(ge=5, le=100_000)
+    min_runs: int = Field(ge=5, le=MOST_RUNS)
+    max_runs: int = Field(ge=5, le=MOST_RUNS)
     min_time_s: _Seconds
     max_time_s: _Seconds
     max_spread: _Share

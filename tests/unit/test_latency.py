@@ -172,7 +172,7 @@ def test_a_machine_that_slows_down_for_both_is_tolerated(stage):
 
 def test_times_that_spread_too_far_are_refused_with_the_spread(stage):
     candidate = stage.executable("c", lambda run: 0.01 if run % 10 in (0, 3, 6) else 0.002)
-    with pytest.raises(MeasurementError, match=r"in 3 attempts the spread \(interquartile range over median\) was"):
+    with pytest.raises(MeasurementError, match=r"in 5 attempts the spread \(interquartile range over median\) was"):
         measure_latency(candidate, stage.executable("r", constant(0.001)), INPUTS, TimingSettings(), clock=stage.clock)
 
 
@@ -205,6 +205,15 @@ def test_an_unquiet_spell_is_timed_again(stage):
     settings = TimingSettings(min_time_s=0.0)
     latency = measure_latency(candidate, stage.executable("r", constant(0.001)), INPUTS, settings, clock=stage.clock)
     assert latency.median_s == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(("attempts", "seconds"), [(1, 1), (2, 1 + 2), (3, 1 + 2 + 4), (4, 1 + 2 + 4 + 4)])
+def test_each_attempt_takes_twice_as_long_as_the_one_before_up_to_the_longest(stage, attempts, seconds):
+    candidate = stage.executable("c", lambda run: 0.01 if run % 10 in (0, 3, 6) else 0.002)
+    settings = TimingSettings(warm_up_runs=0, min_time_s=1.0, max_time_s=4.0, max_runs=300, attempts=attempts)
+    with pytest.raises(MeasurementError, match=f"in {attempts} attempts"):
+        measure_together([candidate], INPUTS, settings, clock=stage.clock)
+    assert stage.now_ns / 1e9 == pytest.approx(seconds, abs=0.05)
 
 
 def test_runs_too_short_for_the_clock_are_refused(stage):
