@@ -1,10 +1,15 @@
 """Everything that is known of one artifact, each number with its spread."""
 
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..hw_profiles.energy.energy import Energy
 from ..hw_profiles.latency import Latency
+
+#: what is text in the JSON of a measurement, and what may be null
+_TEXTS, _MAY_BE_NULL = ("source", "note"), "reference_s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,13 @@ class Estimate:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Estimate":
-        """Reads what `to_json` wrote."""
+        """Reads what `to_json` wrote.
+
+        Raises:
+            TypeError, KeyError: the value is something else.
+            ValueError: a number is not finite, or is no number.
+        """
+        check_numbers(value)
         return cls(value["mean"], value["standard_error"], value["n"])
 
 
@@ -71,7 +82,13 @@ class Measurement:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Measurement":
-        """Reads what `to_json` wrote."""
+        """Reads what `to_json` wrote.
+
+        Raises:
+            TypeError, KeyError, AttributeError: the value is something else.
+            ValueError: a number is not finite, or is no number.
+        """
+        check_numbers(value)
         readers: dict[str, Any] = {
             "accuracy": Estimate.from_json,
             "accuracy_drop": Estimate.from_json,
@@ -82,3 +99,24 @@ class Measurement:
             number = {"joules": value["energy_j"], "iqr_j": 0.0, "runs": 1, "source": "unknown"}
             value = {**{name: part for name, part in value.items() if name != "energy_j"}, "energy": number}
         return cls(**{name: readers.get(name, lambda x: x)(part) for name, part in value.items()})
+
+
+def check_numbers(content: Mapping[str, Any]) -> None:
+    """Makes sure that the JSON values of a measurement are finite numbers; what is missing is left out.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            check_numbers(value)
+        elif name in _TEXTS:
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be text, got {value!r:.80}")
+        elif not (name == _MAY_BE_NULL and value is None) and not _is_finite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r:.80}")
+
+
+def _is_finite(value: Any) -> bool:
+    # compared, not converted: JSON's integers may have any number of digits
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ..compressors.artifact import Artifact
 from ..compressors.quantization.calibration import Range
@@ -24,6 +23,7 @@ from .policy_file import PolicyFile
 from .preparation import Preparation
 from .reapply.evidence import Evidence
 from .reapply.range_order import order_ranges
+from .result_file import ResultFile, ResultRow
 from .run_folder import RunFolder
 from .serving.record import record_expectation
 
@@ -47,16 +47,9 @@ class Row:
     test: Measurement
     is_feasible: bool
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the row as JSON values."""
-        return {
-            "label": self.label,
-            "trial": self.record.id,
-            "origin": self.record.origin,
-            "feasible": self.is_feasible,
-            "final": self.final.to_json(),
-            "test": self.test.to_json(),
-        }
+    def as_stored(self) -> ResultRow:
+        """Returns the row as it is written down."""
+        return ResultRow(self.label, self.record.id, self.record.origin, self.is_feasible, self.final, self.test)
 
 
 @dataclass(frozen=True)
@@ -186,14 +179,8 @@ def _score_original(preparation: Preparation) -> Measurement:
 def write_outcome(preparation: Preparation, run: RunFolder, final: Final, pareto: Sequence[Record]) -> None:
     """Writes result.json, pareto.json and, where there is a winner, policy.json and artifact/."""
     run.write_json(run.pareto, {"records": [record.to_json() for record in pareto]})
-    run.write_json(
-        run.result,
-        {
-            "rows": [row.to_json() for row in final.rows],
-            "winner": final.winner.id if final.winner else None,
-            "equals_uniform": final.equals_uniform,
-        },
-    )
+    winner = None if final.winner is None else final.winner.id
+    run.write_result(ResultFile(tuple(row.as_stored() for row in final.rows), winner, final.equals_uniform))
     if final.winner is None:
         return
     row = next(row for row in final.rows if row.label == "best policy")

@@ -88,7 +88,7 @@ class SearchResult:
             "policy": None if self.policy is None else str(self.run / "policy.json"),
             "equals_uniform": self.equals_uniform,
             "promised_latency": None if self.promised is None else self.promised.to_json(),
-            "rows": [row.to_json() for row in self.rows],
+            "rows": [row.as_stored().to_json() for row in self.rows],
             "nearest": None if nearest is None else nearest.to_json(),
             "relaxations": self.answer.relaxations,
             "reachable": dict(self.reachable),

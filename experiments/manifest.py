@@ -141,7 +141,6 @@ def _parse_names(content: Any) -> tuple[str, ...]:
 def _parse_agreement(content: Any) -> Estimate | None:
     if content is None:
         return None
-    _check_numbers(content)
     agreement = Estimate.from_json(content)
     if not 0 <= agreement.mean <= 1 or agreement.standard_error < 0:
         raise ValueError(f"the agreement must be a share with its error, got {agreement}")
@@ -150,20 +149,9 @@ def _parse_agreement(content: Any) -> Estimate | None:
 
 def _parse_promise(content: dict[str, Any]) -> Promise:
     yardstick_s = content["yardstick_s"]
-    _check_numbers(content["measurement"])
     measurement = Measurement.from_json(content["measurement"])
     median_s = None if measurement.latency is None else measurement.latency.median_s
     for number in (median_s, measurement.size_bytes, measurement.energy_j, yardstick_s):
-        if number is not None and not float(number) > 0:
-            raise ValueError(f"a promised number must be more than 0, got {number}")
+        if number is not None and not 0 < float(number) < math.inf:
+            raise ValueError(f"a promised number must be more than 0 and finite, got {number}")
     return Promise(measurement, str(content["split"]), None if yardstick_s is None else float(yardstick_s))
-
-
-def _check_numbers(content: Mapping[str, Any]) -> None:
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            _check_numbers(value)
-            continue
-        is_number = isinstance(value, int | float) and math.isfinite(value)
-        if name not in ("source", "note") and not is_number and not (name == "reference_s" and value is None):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")

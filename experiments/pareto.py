@@ -135,7 +135,8 @@ def answer_budget(run: str | Path, budget: Mapping[str, Any], *, objective: str 
         raise SpecError(f"budget.{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
     resolved = resolve_budget(asked, original)
     question = Problem(space, resolved, objective or spec.objective, folder.read_knowledge() or Knowledge())
-    finals = folder.read_finals()
+    result = folder.read_result()
+    finals = {} if result is None else result.finals()
     records = [replace(r, measurement=finals.get(r.id, r.measurement)) for r in read_records(folder.journal)]
     return answer_problem(question, records)
 

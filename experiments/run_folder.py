@@ -17,6 +17,7 @@ from ..spaces.layer import Layer, layers_from_json, layers_to_json
 from ..spaces.policy import Policy
 from ..spaces.space import Space
 from ..spaces.space_json import space_from_json, space_to_json
+from .result_file import ResultFile
 from .spec import Spec
 
 
@@ -126,7 +127,7 @@ class RunFolder:
         content = read_json(self._original, noun="original's measurement", error=RunError)
         try:
             return Measurement.from_json(content)
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise RunError(f"{self._original} is damaged: {error!r}; start a new search") from error
 
     def write_knowledge(self, knowledge: Knowledge) -> None:
@@ -171,17 +172,21 @@ class RunFolder:
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"the space of {self.path} is damaged: {error!r}; start a new search") from error
 
-    def read_finals(self) -> dict[int, Measurement]:
-        """Returns trial → its measurement in the final rotation, which replaces the search's own; empty before it.
+    def write_result(self, result: ResultFile) -> None:
+        """Writes the final table and the winner."""
+        write_json(self.result, result.to_json())
+
+    def read_result(self) -> ResultFile | None:
+        """Returns what `write_result` wrote; None before the end.
 
         Raises:
             RunError: the file is damaged.
         """
         if not self.result.is_file():
-            return {}
+            return None
         content = read_json(self.result, noun="result of a run", error=RunError)
         try:
-            return {int(row["trial"]): Measurement.from_json(row["final"]) for row in content["rows"]}
+            return ResultFile.from_json(content)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"{self.result} is damaged: {error!r}; resume the run") from error
 

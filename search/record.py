@@ -1,5 +1,6 @@
 """A trial's journal line."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -58,7 +59,7 @@ class Record:
             RunError: the value is not a record.
         """
         try:
-            return cls(
+            record = cls(
                 id=int(value["id"]),
                 policy=Policy.from_json(value["policy"]),
                 status=Status(value["status"]),
@@ -70,3 +71,6 @@ class Record:
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError, SpecError) as cause:
             raise RunError(f"not a trial record: {cause!r}") from cause
+        if not 0.0 <= record.cost_s < math.inf:
+            raise RunError(f"not a trial record: cost_s must be at least 0, got {record.cost_s}")
+        return record

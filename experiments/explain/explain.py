@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...core.errors import RunError, SpecError
-from ...core.files import read_json
 from ...evaluators.measurement import Measurement
 from ...search.answer import rank_records
 from ...search.budget import Budget
@@ -16,6 +15,7 @@ from ...search.record import Record, Status
 from ..budgets import resolve_budget
 from ..manifest import read_manifest
 from ..policy_file import PolicyFile, load_policy
+from ..result_file import ResultFile
 from ..run_folder import RunFolder
 from ..spec import Spec
 from ..spec_file import read_spec
@@ -64,9 +64,9 @@ def explain_run(run: RunFolder) -> Explanation:
         raise RunError(f"{run.path} has measured nothing yet, or was begun by an earlier version; let the search go on")
     problem = Problem(space, resolve_budget(spec, original), spec.objective, run.read_knowledge() or Knowledge())
     records = [record for record in read_records(run.journal) if space.contains(record.policy)]
-    result = _read_result(run)
-    best, file, notes = _find_policy(run, spec, problem, records)
-    own = run.read_finals().get(best.id, best.measurement)
+    result = run.read_result() or ResultFile((), winner=None, equals_uniform=False)
+    best, file, notes = _find_policy(run, spec, problem, records, winner=result.winner)
+    own = result.finals().get(best.id, best.measurement)
     slowness = _slowness(problem.budget, own)
     outlook = Outlook.of(problem, records, space.encode(file.policy), slowness=slowness)
     latency_s = None if own.latency is None else own.latency.median_s
@@ -75,8 +75,8 @@ def explain_run(run: RunFolder) -> Explanation:
     return Explanation(
         policy=file,
         rows=tuple(explain_group(outlook, g, layers, achieved) for g in range(len(space.groups))),
-        promise=result.get("best policy", own),
-        original=result.get("original", original),
+        promise=_as_tested(result, "best policy", own),
+        original=_as_tested(result, "original", original),
         budget=problem.budget,
         objective=spec.objective,
         graph=describe_graph(file.policy),
@@ -85,7 +85,7 @@ def explain_run(run: RunFolder) -> Explanation:
 
 
 def _find_policy(
-    run: RunFolder, spec: Spec, problem: Problem, records: Sequence[Record]
+    run: RunFolder, spec: Spec, problem: Problem, records: Sequence[Record], *, winner: int | None
 ) -> tuple[Record, PolicyFile, tuple[str, ...]]:
     """Returns the record and the file of the policy that is explained, and what has to be said of it.
 
@@ -97,7 +97,6 @@ def _find_policy(
         found = [record for record in records if record.policy == file.policy and record.status is Status.COMPLETE]
         if not found:
             raise RunError(f"{run.policy} is no policy of the journal {run.journal}; resume the run")
-        winner = _read_winner(run)
         return next((record for record in found if record.id == winner), found[0]), file, ()
     ranked = rank_records(records, problem.budget, problem.objective)
     if not ranked:
@@ -122,21 +121,10 @@ def _slowness(budget: Budget, own: Measurement) -> float:
     return 1.0 if own.latency is None or not normalised else own.latency.median_s / normalised
 
 
-def _read_winner(run: RunFolder) -> int | None:
-    content = read_json(run.result, noun="result of a run", error=RunError) if run.result.is_file() else {}
-    winner = content.get("winner") if isinstance(content, dict) else None
-    return winner if isinstance(winner, int) else None
-
-
-def _read_result(run: RunFolder) -> dict[str, Measurement]:
-    """Returns label of the final table → its measurement, the accuracy that of the test split; empty before the end."""
-    if not run.result.is_file():
-        return {}
-    content = read_json(run.result, noun="result of a run", error=RunError)
-    try:
-        return {str(row["label"]): Measurement.from_json({**row["final"], **row["test"]}) for row in content["rows"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{run.result} is damaged: {error!r}; resume the run") from error
+def _as_tested(result: ResultFile, label: str, otherwise: Measurement) -> Measurement:
+    """Returns what the final table says of a row, the accuracy that of the test split."""
+    row = result.row(label)
+    return otherwise if row is None else row.final.joined(row.test)
 
 
 def _say_sources(problem: Problem, records: Sequence[Record]) -> tuple[str, ...]:

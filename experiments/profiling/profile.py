@@ -18,7 +18,7 @@ from ...evaluators.accuracy import take_batch
 from ...evaluators.device import KernelDevice, find_address
 from ...evaluators.kernel_timing import find_usual_s
 from ...evaluators.latency import TimingSettings
-from ...evaluators.microbenchmarks import measure_device
+from ...evaluators.microbenchmarks import MicroSettings, measure_device
 from ...evaluators.quietness import NullTest, require_quiet, run_null_test
 from ...hw_profiles.device_profile import DeviceProfile
 from ...hw_profiles.kernels.kernel_table import KernelTable
@@ -206,7 +206,7 @@ class _Session:
         if known is not None:
             return known
         self._progress("measuring the device", 0, 0)
-        measured = measure_device(self._device.target)
+        measured = measure_device(self._device.target, MicroSettings(quietness=self._plan.quietness))
         save_profile(measured)
         return measured
 

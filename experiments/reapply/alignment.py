@@ -18,7 +18,8 @@ class Alignment:
 
     #: position in the first → position in the second
     pairs: Mapping[int, int] = field(default_factory=dict)
-    #: position in the first → positions in the second that are as good, or that another element claims as well
+    #: position in the first → positions in the second that are as good, that another element claims as well, or with
+    #: which another pair that is as good cannot stand in order
     ambiguous: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -47,9 +48,13 @@ def align(gains: Gains, *, may_skip: bool) -> Alignment:
         return Alignment()
     good = through >= best - _TIE
     partners = {i: tuple(map(int, np.flatnonzero(good[i]))) for i in range(n) if good[i].any()}
-    is_wanted_once = good.sum(axis=0) == 1
-    sure = {i: js[0] for i, js in partners.items() if len(js) == 1 and is_wanted_once[js[0]]}
+    sure = {i: js[0] for i, js in partners.items() if len(js) == 1 and not _is_contested(good, i, js[0])}
     return Alignment(sure, {i: js for i, js in partners.items() if i not in sure})
+
+
+def _is_contested(good: np.ndarray, i: int, j: int) -> bool:
+    """Whether another good pair has the same second element, or crosses this one."""
+    return bool(good[:, j].sum() > 1 or good[:i, j + 1 :].any() or good[i + 1 :, :j].any())
 
 
 def _best_sums(table: np.ndarray, skip: float) -> np.ndarray:

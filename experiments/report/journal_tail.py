@@ -1,9 +1,6 @@
 """Follows the journal of a run while another process may be writing it: each line is read once."""
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ...core.errors import RunError
 from ...search.journal import MAX_LINE_BYTES, parse_line, read_header
@@ -68,7 +65,7 @@ class JournalTail:
             if self._offset == 0:
                 self.fingerprints = read_header(self.path, line)
                 return True
-            record = read_finite(Record.from_json(parse_line(line)))
+            record = Record.from_json(parse_line(line))
         except (ValueError, RunError) as cause:
             if is_last and self._offset:
                 return False
@@ -77,33 +74,3 @@ class JournalTail:
             raise RunError(f"journal {self.path}: trial {record.id} stands there twice")
         self._records[record.id] = record
         return True
-
-
-def read_finite(record: Record) -> Record:
-    """Returns the record, whose numbers are all finite.
-
-    Raises:
-        RunError: one is not, or is no number.
-    """
-    check_numbers(record.measurement.to_json())
-    if not (math.isfinite(record.cost_s) and record.cost_s >= 0.0):
-        raise RunError(f"cost_s must be at least 0, got {record.cost_s!r}")
-    return record
-
-
-def check_numbers(content: Mapping[str, Any]) -> None:
-    """Looks at the JSON values of a measurement.
-
-    Raises:
-        RunError: a number is not finite, or is something else.
-    """
-    for name, value in content.items():
-        if isinstance(value, Mapping):
-            check_numbers(value)
-        elif name in ("source", "note"):
-            if not isinstance(value, str):
-                raise RunError(f"{name} must be text, got {value!r:.80}")
-        elif value is not None and (
-            isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value)
-        ):
-            raise RunError(f"{name} must be a finite number, got {value!r:.80}")

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from ...core.errors import RunError
-from ...core.files import read_json
 from ...evaluators.measurement import Measurement
 from ...search.answer import Answer, answer
 from ...search.budget import Budget
@@ -18,10 +16,11 @@ from ...search.record import Record
 from ...spaces.space import Space
 from ..budgets import resolve_budget
 from ..finish import Row
+from ..result_file import ResultFile
 from ..run_folder import RunFolder
 from ..spec import Spec
 from ..spec_file import read_spec
-from .journal_tail import JournalTail, check_numbers
+from .journal_tail import JournalTail
 from .price_record import PriceRecord, read_price_record
 
 #: a journal that is this much younger than the result was gone on with after it; copying a folder shuffles seconds
@@ -114,9 +113,8 @@ def read_run(path: Path, tail: JournalTail | None = None, *, pace_s: float | Non
     tail.read()
     searched = tail.records
     original, space = folder.read_original(), folder.read_space()
-    if original is not None:
-        check_numbers(original.to_json())
-    rows, winner, equals_uniform = _read_result(folder, searched)
+    result = folder.read_result() or ResultFile((), winner=None, equals_uniform=False)
+    rows = _find_rows(folder, result, searched)
     finals = {row.record.id: row.final for row in rows}
     records = tuple(replace(r, measurement=finals.get(r.id, r.measurement)) for r in searched)
     return Reading(
@@ -132,36 +130,22 @@ def read_run(path: Path, tail: JournalTail | None = None, *, pace_s: float | Non
         layers={layer.name: (layer.kind, layer.weight_shape) for layer in folder.read_layers()},
         knowledge=folder.read_knowledge(),
         rows=rows,
-        winner=next((record for record in records if record.id == winner), None),
-        equals_uniform=equals_uniform,
+        winner=next((record for record in records if record.id == result.winner), None),
+        equals_uniform=result.equals_uniform,
         prices=read_price_record(folder),
         pace_s=pace_s,
     )
 
 
-def _read_result(folder: RunFolder, records: Sequence[Record]) -> tuple[tuple[Row, ...], int | None, bool]:
-    if not folder.result.is_file():
-        return (), None, False
-    content = read_json(folder.result, noun="result of a run", error=RunError)
+def _find_rows(folder: RunFolder, result: ResultFile, records: Sequence[Record]) -> tuple[Row, ...]:
     by_id = {record.id: record for record in records}
-    try:
-        rows = tuple(_read_row(row, by_id) for row in content["rows"])
-        winner = None if content["winner"] is None else by_id[int(content["winner"])].id
-        return rows, winner, bool(content["equals_uniform"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{folder.result} is damaged, or the journal is another's: {error!r}; resume the run") from error
-
-
-def _read_row(content: Mapping[str, Any], by_id: Mapping[int, Record]) -> Row:
-    check_numbers(content["final"])
-    check_numbers(content["test"])
-    return Row(
-        label=str(content["label"]),
-        record=by_id[int(content["trial"])],
-        final=Measurement.from_json(content["final"]),
-        test=Measurement.from_json(content["test"]),
-        is_feasible=bool(content["feasible"]),
-    )
+    named = {row.trial for row in result.rows} | ({result.winner} if result.winner is not None else set())
+    if missing := named - by_id.keys():
+        raise RunError(
+            f"{folder.result} names trials {sorted(missing)}, which the journal does not hold: one of the two is of "
+            "another run; resume the run"
+        )
+    return tuple(Row(row.label, by_id[row.trial], row.final, row.test, row.is_feasible) for row in result.rows)
 
 
 def _find_stage(folder: RunFolder, spec: Spec, n_records: int, *, has_rows: bool) -> Stage:

@@ -1,14 +1,12 @@
 """Logs a run to MLflow: what was asked as parameters, every trial as metrics, what was found as artifacts."""
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...core.errors import RunError, SpecError
-from ...core.files import read_json
+from ...core.errors import SpecError
 from ...evaluators.measurement import Measurement
 from ...search.journal import read_records
 from ...search.record import Record
@@ -91,18 +89,16 @@ def _describe_trials(records: Sequence[Record]) -> Iterator[tuple[str, float, in
 
 
 def _describe_finals(folder: RunFolder) -> Iterator[tuple[str, float, int]]:
-    if not folder.result.is_file():
+    result = folder.read_result()
+    if result is None:
         return
-    content = read_json(folder.result, noun="result of a run", error=RunError)
-    try:
-        rows = {row["label"]: row for row in content["rows"]}
-        parts = [("original", rows["original"]["final"])] if "original" in rows else []
-        if "best policy" in rows:
-            parts += [("final", rows["best policy"]["final"]), ("test", rows["best policy"]["test"])]
-        for prefix, values in parts:
-            yield from ((f"{prefix}.{name}", value, 0) for name, value in _numbers(Measurement.from_json(values)))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{folder.result} is damaged: {error!r}; resume the run") from error
+    parts = []
+    if (original := result.row("original")) is not None:
+        parts.append(("original", original.final))
+    if (best := result.row("best policy")) is not None:
+        parts += [("final", best.final), ("test", best.test)]
+    for prefix, measurement in parts:
+        yield from ((f"{prefix}.{name}", value, 0) for name, value in _numbers(measurement))
 
 
 def _numbers(measurement: Measurement) -> Iterator[tuple[str, float]]:
@@ -117,7 +113,7 @@ def _numbers(measurement: Measurement) -> Iterator[tuple[str, float]]:
         "peak_activation_bytes": measurement.peak_activation_bytes,
         "energy_j": measurement.energy_j,
     }
-    return ((name, float(value)) for name, value in found.items() if value is not None and math.isfinite(value))
+    return ((name, float(value)) for name, value in found.items() if value is not None)
 
 
 def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
