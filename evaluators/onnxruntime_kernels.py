@@ -4,13 +4,14 @@ The graph is read from the file that the session itself writes in ORT format: un
 and shapes of all values, and the node indices from which the order of execution follows.
 """
 
+import importlib
+import importlib.util
 import json
-import logging
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..core.errors import MeasurementError
+from ..core.errors import MeasurementError, SpecError
 from ..hw_profiles.kernels.kernel import Kernel, KernelTiming, LoweredGraph, Rounds, Step, Tensor, pack_attributes
 
 #: element types of ORT format (onnxruntime/core/flatbuffers/schema/ort.fbs, TensorDataType; the numbers are ONNX's)
@@ -200,10 +201,8 @@ class _OrtFile:
     @classmethod
     def read(cls, path: Path) -> "_OrtFile":
         """Reads the file at once; nothing keeps it open."""
-        with _no_new_log_handlers():
-            from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.InferenceSession import InferenceSession
-
-        return cls(InferenceSession.GetRootAs(path.read_bytes(), 0).Model().Graph())
+        session = _import_ort_format("InferenceSession")
+        return cls(session.GetRootAs(path.read_bytes(), 0).Model().Graph())
 
     @cached_property
     def nodes(self) -> dict[int, _Node]:
@@ -258,27 +257,37 @@ class _OrtFile:
         return self._tensors[name]
 
     def _read_tensor(self, name: str) -> Tensor:
-        from onnxruntime.tools.ort_format_model.ort_flatbuffers_py.fbs.TensorTypeAndShape import TensorTypeAndShape
-
         value = self._values.get(name)
         value_type = None if value is None else value.Type()
         if not name or value_type is None or value_type.Value() is None:
             return Tensor("none", (), is_constant=True)  # an input that was left out
-        tensor, table = TensorTypeAndShape(), value_type.Value()
+        tensor, table = _import_ort_format("TensorTypeAndShape")(), value_type.Value()
         tensor.Init(table.Bytes, table.Pos)
         dtype, shape = _DTYPES.get(tensor.ElemType(), f"type{tensor.ElemType()}"), tensor.Shape()
         sides = () if shape is None else tuple(_side(shape.Dim(i)) for i in range(shape.DimLength()))
         return Tensor(dtype, sides, is_constant=name in self._constants)
 
 
-@contextmanager
-def _no_new_log_handlers() -> Iterator[None]:
-    """Takes back what an import added to the root logger: ``onnxruntime.tools`` sets up logging for everybody."""
-    root = logging.getLogger()
-    before = list(root.handlers)
-    yield
-    for handler in [handler for handler in root.handlers if handler not in before]:
-        root.removeHandler(handler)
+@lru_cache
+def _import_ort_format(noun: str) -> Any:
+    """Imports a class of ``ort_flatbuffers_py``, ONNX Runtime's reader of its own files, under its own name.
+
+    The package around it, ``onnxruntime.tools``, would import torch, which takes longer than lowering a model, and set
+    up logging for everybody.
+    """
+    import onnxruntime
+
+    package = "ort_flatbuffers_py"
+    if package not in sys.modules:
+        folder = Path(onnxruntime.__file__).parent / "tools" / "ort_format_model" / package
+        spec = importlib.util.spec_from_file_location(
+            package, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        if spec is None or spec.loader is None or not folder.is_dir():
+            raise SpecError(f"onnxruntime {onnxruntime.__version__} comes without {folder}; install another version")
+        sys.modules[package] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return getattr(importlib.import_module(f"{package}.fbs.{noun}"), noun)
 
 
 def _order(nodes: Mapping[int, _Node]) -> list[_Node]:
