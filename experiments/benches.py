@@ -84,6 +84,9 @@ class CompressingBench:
         Training is seeded by the policy and not by the trial, so that the answer can be built again from its policy.
         """
         artifact = self.build(policy)
+        if policy == Policy({}):  # the evaluator has run it
+            scores = self._evaluator.reference_scores[self._evaluator.order]
+            return artifact, self._take_stock(artifact, scores)
         n_samples = len(self._evaluator.split) if goal is None else self._evaluator.n_first
         return artifact, self._go_on(artifact, np.empty(0), n_samples, goal)
 
@@ -107,9 +110,12 @@ class CompressingBench:
         evaluator, executable = self._evaluator, self._device.load(artifact)
         max_drop = None if goal is None else goal.budget.accuracy_drop
         scores, stopped = evaluator.go_on(executable, scores, n_samples=n_samples, max_drop=max_drop)
-        score = evaluator.summarise(scores)
+        return self._take_stock(artifact, scores, stopped)
+
+    def _take_stock(self, artifact: Artifact, scores: np.ndarray, stopped: str = "") -> Progress:
+        score = self._evaluator.summarise(scores)
         measurement = Measurement(score.accuracy, score.accuracy_drop, size_bytes=artifact.size_bytes)
-        is_done = stopped or len(scores) == len(evaluator.split)
+        is_done = stopped or len(scores) == len(self._evaluator.split)
         return Progress(measurement, None if is_done else scores, stopped)
 
 

@@ -30,6 +30,9 @@ from .serving.record import record_expectation
 #: searched candidates that are timed together at the end
 _N_FINALISTS = 4
 
+#: records with their final measurements, budget and objective → the one that counts; None where none does
+Choose = Callable[[Sequence[Record], Budget, str], Record | None]
+
 #: artifacts → their latencies and, last, the yardstick's; all timed in one rotation
 Compare = Callable[[Sequence[Artifact]], list[Latency]]
 
@@ -72,7 +75,8 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
     The search compares trials across minutes; the order at the very top is decided here, in one rotation. What the
     search scored on a part of the validation split only is scored on all of it before it may win.
     """
-    contenders = _contenders(records, budget, preparation.spec.objective)
+    objective = preparation.spec.objective
+    contenders = _contenders(records, budget, objective)
     labels = _special_rows(preparation, records, budget)
     every = {record.id: record for record in (*labels.values(), *contenders)}
     artifacts = {key: preparation.build(record.policy) for key, record in every.items()}
@@ -83,17 +87,24 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
         **dict(zip(rivals, timings, strict=True)),
         **({} if original_id is None else {original_id: original}),
     }
-    finals = {
-        key: replace(_score_in_full(preparation, record.measurement, artifacts[key]), latency=timed_by_id[key])
-        for key, record in every.items()
-    }
-    timed = [replace(record, measurement=finals[record.id]) for record in contenders]
-    winner = find_best(timed, budget, preparation.spec.objective)
-    labels |= _best_uniform(
-        [replace(r, measurement=finals[r.id]) for r in every.values()], budget, preparation.spec.objective
-    )
-    if winner is not None:
-        labels["best policy"] = winner
+    finals = {key: replace(record.measurement, latency=timed_by_id[key]) for key, record in every.items()}
+
+    def settle(records: Sequence[Record], choose: Choose) -> Record | None:
+        """Chooses until the one that is chosen is scored on all samples."""
+        while True:
+            found = choose([replace(record, measurement=finals[record.id]) for record in records], budget, objective)
+            if found is None:
+                return None
+            finals[found.id] = _score_in_full(preparation, found.measurement, artifacts[found.id])
+            if finals[found.id] == found.measurement:
+                return found
+
+    winner, uniform = settle(contenders, find_best), settle(list(every.values()), _find_uniform)
+    for label, record in (("best uniform", uniform), ("best policy", winner)):
+        if record is not None:
+            labels[label] = record
+    for record in labels.values():
+        finals[record.id] = _score_in_full(preparation, finals[record.id], artifacts[record.id])
     tested = {
         key: _score_on_test(preparation, artifacts[key]) for key in {r.id for r in labels.values()} - {original_id}
     }
@@ -103,7 +114,6 @@ def finish_search(preparation: Preparation, records: Sequence[Record], budget: B
         Row(label, record, finals[record.id], tested[record.id], budget.violation(finals[record.id]) == 0.0)
         for label, record in labels.items()
     )
-    uniform = labels.get("best uniform")
     is_rival = uniform is not None and budget.violation(finals[uniform.id]) == 0.0
     equals = _equals_uniform(winner, uniform if is_rival else None, finals)
     return Final(rows, winner, equals, finals, yardstick.median_s if yardstick.source == "measured" else None)
@@ -126,16 +136,16 @@ def _special_rows(preparation: Preparation, records: Sequence[Record], budget: B
         found["original"] = by_policy[Policy({})]
     if default in by_policy and default != Policy({}):
         found["runtime default"] = by_policy[default]
-    return found | _best_uniform(records, budget, preparation.spec.objective)
+    uniform = _find_uniform(records, budget, preparation.spec.objective)
+    return found if uniform is None else {**found, "best uniform": uniform}
 
 
-def _best_uniform(records: Sequence[Record], budget: Budget, objective: str) -> dict[str, Record]:
+def _find_uniform(records: Sequence[Record], budget: Budget, objective: str) -> Record | None:
     uniform = [r for r in records if r.origin.startswith("baseline:uniform")]
     ranked = rank_records(uniform, budget, objective)
     # where all of them lose so much that the search stopped them early, the table shows what the least bad one loses
     stopped = [r for r in uniform if r.status is Status.PRUNED and r.measurement.accuracy_drop is not None]
-    best = ranked[0] if ranked else min(stopped, key=_drop, default=None)
-    return {} if best is None else {"best uniform": best}
+    return ranked[0] if ranked else min(stopped, key=_drop, default=None)
 
 
 def _drop(record: Record) -> float:

@@ -27,7 +27,7 @@ _log = logging.getLogger(__name__)
 
 #: prices of the kernel table for the first setting of the graph-wide choices, and for each further one; a price is a
 #: policy that is built and lowered, so what a search spends before its first trial stays in the order of a few trials
-_FIRST, _FURTHER = Effort(tolerance=0.03, n_first=16, n_most=64), Effort(tolerance=0.03, n_first=12, n_most=12)
+_FIRST, _FURTHER = Effort(tolerance=0.04, n_first=16, n_most=64), Effort(tolerance=0.04, n_first=12, n_most=12)
 #: seconds after which no further setting is begun
 _ENOUGH_S = 20.0
 #: a table that can look up less of the original than this is no knowledge

@@ -12,7 +12,7 @@ from ..core.names import describe_unknown
 from ..evaluators.measurement import Measurement
 from ..hw_profiles.latency import Latency
 from ..search.answer import Answer, answer
-from ..search.baselines import list_baselines
+from ..search.baselines import list_baselines, promising_first
 from ..search.budget import Budget
 from ..search.controller import Observer, SearchPlan, SilentObserver, run_search
 from ..search.journal import Journal
@@ -270,7 +270,7 @@ def _plan(preparation: Preparation, problem: Problem, starts: tuple[tuple[str, P
     spec = preparation.spec
     return SearchPlan(
         problem=problem,
-        baselines=list_baselines(preparation.space),
+        baselines=promising_first(list_baselines(preparation.space), problem),
         starts=starts,
         is_adaptive=spec.search.fidelity == "adaptive",
         algorithm=spec.search.algorithm,

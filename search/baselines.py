@@ -1,13 +1,17 @@
 """The bar to beat: the untouched model in every precision, every uniform policy, and a few uniform hybrids."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TypeVar
+
+import numpy as np
 
 from ..spaces.policy import GraphTreatment, Policy
 from ..spaces.recovery import Recovery
 from ..spaces.space import Space
 from ..spaces.treatment import Treatment
+from .problem import Problem
 
 Item = TypeVar("Item")
 
@@ -28,6 +32,30 @@ def list_baselines(space: Space) -> tuple[tuple[str, Policy], ...]:
     for label, policy in _candidates(space):
         first.setdefault(policy, label)
     return tuple((label, policy) for policy, label in first.items())
+
+
+def promising_first(baselines: Sequence[tuple[str, Policy]], problem: Problem) -> tuple[tuple[str, Policy], ...]:
+    """Orders baselines so that what probably wins comes early: what is worse than that need not be scored in full.
+
+    The first one, the original, stays where it is, and so do all where the objective is the accuracy. Sizes are sorted
+    by what is known of them, all else by what is known of the latency; where that is nothing, policies that compute
+    with integers come first.
+    """
+    if problem.objective == "accuracy":
+        return tuple(baselines)
+    return (*baselines[:1], *sorted(baselines[1:], key=lambda pair: _expected_cost(problem, pair[1])))
+
+
+def _expected_cost(problem: Problem, policy: Policy) -> float:
+    space, knowledge = problem.space, problem.knowledge
+    if not space.contains(policy):
+        return math.inf
+    vector = space.encode(policy)
+    setting = tuple(map(int, vector[len(space.groups) :]))
+    cost = knowledge.size_bytes if problem.objective == "size" else knowledge.price(setting)
+    if cost is not None:
+        return float(f"{float(cost.value(np.array([vector]))[0]):.9g}")  # what differs by rounding alone is equal
+    return 0.0 if any(treatment.activation_dtype == "int8" for _, treatment in policy.groups) else 1.0
 
 
 def _candidates(space: Space) -> Iterator[tuple[str, Policy]]:

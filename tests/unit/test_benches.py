@@ -80,6 +80,13 @@ def test_a_goal_without_a_bound_on_accuracy_stops_nothing(bench):
     assert (progress.stopped, len(progress.scores)) == ("", 200)
 
 
+def test_the_original_has_the_scores_that_running_it_gives(preparation, bench):
+    artifact, progress = bench.compress_and_score(Policy({}), seed=0, goal=GOAL)
+    run = preparation.validation.score(preparation.device.load(artifact))
+    assert (progress.measurement.accuracy, progress.measurement.accuracy_drop) == (run.accuracy, run.accuracy_drop)
+    assert (progress.scores, progress.stopped) == (None, "")
+
+
 def test_the_end_of_a_search_scores_in_full_what_the_search_did_not(preparation, bench):
     whole = bench.compress_and_score(Policy({}), seed=0)[1].measurement
     part = bench.compress_and_score(GOOD, seed=0, goal=GOAL)[1].measurement
