@@ -156,9 +156,11 @@ def resume(
     if imports is not None:
         allow_imports_from(imports)
     spec = _merge(folder.spec, parts)
-    for name in ("model", "data"):
-        if str(getattr(spec, name)).startswith("<"):
-            raise RunError(f"{name} of this run was given as an object; call trimtab.resume(run, {name}=…)")
+    if spec.unnamed:
+        missing = ", ".join(f"{name}=…" for name in spec.unnamed)
+        raise RunError(
+            f"{' and '.join(spec.unnamed)} of this run: given as an object; call trimtab.resume(run, {missing})"
+        )
     return _run(prepare(spec), folder, observer or SilentObserver(), force=force)
 
 

@@ -287,6 +287,11 @@ class Spec(_Part):
         """Whether model and data are named, so that a file can hold the whole spec."""
         return isinstance(self.model, str) and isinstance(self.data, str)
 
+    @property
+    def unnamed(self) -> tuple[str, ...]:
+        """``model`` and ``data`` as far as they were objects, of which a file holds nothing but a note."""
+        return tuple(name for name in ("model", "data") if is_note(getattr(self, name)))
+
     def to_json(self) -> dict[str, Any]:
         """Returns the resolved spec as JSON values; objects become a note of their type."""
         raw = self.model_copy(update={"model": _name(self.model), "data": _name(self.data)})
@@ -307,9 +312,13 @@ def read_target(content: Any) -> Target:
         raise ValueError(f"target.{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
 
 
+def is_note(value: Any) -> bool:
+    """Whether a value is the note that `Spec.to_json` leaves of an object: its type in angle brackets."""
+    return isinstance(value, str) and value.startswith("<") and value.endswith(" object>")
+
+
 def _is_source(text: str) -> bool:
-    # in angle brackets: the note that `to_json` leaves of an object
-    return ":" in text or text.endswith(".onnx") or (text.startswith("<") and text.endswith(" object>"))
+    return ":" in text or text.endswith(".onnx") or is_note(text)
 
 
 def _name(value: Any) -> str:

@@ -20,7 +20,7 @@ from .finish import describe_policy
 from .knowledge import gather_knowledge
 from .policy_file import PolicyFile, load_policy
 from .preparation import Preparation, prepare
-from .spec import Spec
+from .spec import Spec, is_note
 from .spec_file import load_spec
 
 #: seconds that the solver may take for one setting of the graph-wide choices
@@ -92,7 +92,7 @@ def transfer(
 def _spec_for(file: PolicyFile, target: str | Path | dict[str, Any] | Spec, model: Any, data: Any) -> Spec:
     found_for = {"model": model or file.origin.get("model"), "data": data or file.origin.get("data")}
     if isinstance(target, str) and target in DEVICES:
-        missing = [name for name, value in found_for.items() if not value or str(value).startswith("<")]
+        missing = [name for name, value in found_for.items() if not value or is_note(value)]
         if missing:
             raise SpecError(f"the policy does not name its {' and '.join(missing)}; pass --{' and --'.join(missing)}")
         return load_spec({**found_for, "target": {"runtime": target}})

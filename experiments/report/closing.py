@@ -67,7 +67,7 @@ def describe_reproduction(reading: Reading) -> Reproduction:
         commands.append(f"trimtab verify {shlex.quote(str(folder.artifact))}     # measures the promise again, here")
     commands.append(f"trimtab report {run}     # this page")
     notes = []
-    if any(str(part).startswith("<") for part in (spec.model, spec.data)):
+    if spec.unnamed:
         notes.append(
             "Model or data were given as objects in Python, not by name: the spec alone cannot bring them back."
         )

@@ -126,9 +126,8 @@ def _prepare(folder: RunFolder) -> Preparation:
     if imports is not None:
         allow_imports_from(imports)
     spec = load_spec(folder.spec)
-    given = [name for name in ("model", "data") if str(getattr(spec, name)).startswith("<")]
-    if given:
-        raise RunError(f"{' and '.join(given)} of this run were given as objects, so they cannot be had again here; "
+    if spec.unnamed:
+        raise RunError(f"{' and '.join(spec.unnamed)} of this run: given as an object, which cannot be had again here; "
                        "search with module:callable")  # fmt: skip
     preparation = prepare(spec)
     return preparation if space is None else preparation.with_space(space)

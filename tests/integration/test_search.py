@@ -315,9 +315,9 @@ def test_objects_are_searched_and_resumed_like_a_spec(workplace, monkeypatch):
     applied = trimtab.apply(result.policy, tiny.cnn(), out="applied")
     assert (applied.folder / "model.onnx").read_bytes() == (result.artifact / "model.onnx").read_bytes()
 
-    with pytest.raises(RunError, match=r"given as an object; call trimtab.resume\(run, model=…\)"):
+    with pytest.raises(RunError, match=r"given as an object; call trimtab.resume\(run, model=…, data=…\)"):
         trimtab.resume(result.run)
-    again = trimtab.resume(result.run, **parts)
+    again = trimtab.resume(result.run, model=tiny.cnn, data=tiny.images)  # a function's text stands in brackets, too
     assert (again.records, again.policy, again.rows) == (result.records, result.policy, result.rows)
     with pytest.raises(RunError, match=r"weights \("):
         trimtab.resume(result.run, model=tiny.retrained(), data=parts["data"])

@@ -80,6 +80,8 @@ def test_objects_are_noted_by_their_type():
     spec = load_spec({**LEAST, "data": Dataset(split, split, split)})
     assert not spec.is_reproducible
     assert spec.to_json()["data"] == "<trimtab.evaluators.dataset.Dataset object>"
+    assert spec.unnamed == ()
+    assert load_spec(spec.to_json()).unnamed == ("data",)
 
 
 def test_relative_bounds_refer_to_the_original():
