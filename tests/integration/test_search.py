@@ -317,10 +317,21 @@ def test_objects_are_searched_and_resumed_like_a_spec(workplace, monkeypatch):
 
     with pytest.raises(RunError, match=r"given as an object; call trimtab.resume\(run, model=…, data=…\)"):
         trimtab.resume(result.run)
-    again = trimtab.resume(result.run, model=tiny.cnn, data=tiny.images)  # a function's text stands in brackets, too
+    again = trimtab.resume(result.run, **parts)
     assert (again.records, again.policy, again.rows) == (result.records, result.policy, result.rows)
     with pytest.raises(RunError, match=r"weights \("):
         trimtab.resume(result.run, model=tiny.retrained(), data=parts["data"])
+
+
+def test_functions_are_searched_and_resumed_too(workplace, monkeypatch):
+    monkeypatch.syspath_prepend(workplace.path)
+    tiny = importlib.import_module("tiny")
+    parts = {"model": tiny.cnn, "data": tiny.images}  # printed, they stand in angle brackets like the notes of objects
+    result = trimtab.search(
+        **parts, target={"runtime": SIMULATED}, graph=PLAIN_GRAPH, budget=ANY_DROP,
+        search={"algorithm": "random", "trials": 4}, workers={"address": "inline"},
+    )  # fmt: skip
+    assert trimtab.resume(result.run, **parts).records == result.records
 
 
 def test_the_plan_of_an_onnx_model_runs_no_trial(workplace):
