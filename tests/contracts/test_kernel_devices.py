@@ -58,10 +58,11 @@ def test_every_kernel_device_keeps_the_contract(case, check):
     check(case)
 
 
-def test_lowering_leaves_the_logging_of_the_process_alone():
+def test_lowering_an_onnx_model_sets_up_no_logging_and_imports_no_torch():
     script = (
-        "import logging; from trimtab.evaluators.device import build_device; "
+        "import logging, sys; from trimtab.evaluators.device import build_device; "
         "from trimtab.evaluators.testing import example_artifact; from trimtab.hw_profiles.target import Target; "
-        "build_device(Target('onnxruntime')).lower(example_artifact()); print(logging.getLogger().handlers)"
+        "build_device(Target('onnxruntime')).lower(example_artifact()); "
+        "print(logging.getLogger().handlers, 'torch' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[] False\n"
