@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import product
 
 import numpy as np
@@ -28,8 +28,11 @@ _log = logging.getLogger(__name__)
 #: prices of the kernel table for the first setting of the graph-wide choices, and for each further one; a price is a
 #: policy that is built and lowered, so what a search spends before its first trial stays in the order of a few trials
 _FIRST, _FURTHER = Effort(tolerance=0.04, n_first=16, n_most=64), Effort(tolerance=0.04, n_first=12, n_most=12)
-#: seconds after which no further setting is begun
+#: seconds after which no further setting is begun, but for the first one of each precision: prices of float32 in place
+#: of those of bfloat16, or the other way round, are so wrong that nothing else that is known is believed any more
 _ENOUGH_S = 20.0
+#: where the precision stands among the graph-wide choices of a vector
+_PRECISION = 3
 #: a table that can look up less of the original than this is no knowledge
 _MOST_UNSEEN = 0.5
 
@@ -63,11 +66,10 @@ def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
     edges = find_edges(preparation.model, space.groups)
     surrogate = SpaceSurrogate(space, edges, lambda policies: [_price(prices, p) for p in policies], 0, _FIRST)
     found: dict[GraphEntries, AdditiveCost] = {}
-    combinations = _combinations(space)
+    combinations = list_settings(space)
     for combination in combinations:
-        if found and time.perf_counter() - started_s > _ENOUGH_S:
-            _log.info("%d settings are not priced beforehand", len(combinations) - len(found))
-            break
+        if not is_worth_pricing(combination, found, spent_s=time.perf_counter() - started_s):
+            continue
         try:
             tables = surrogate.surrogate(combination)
         except (PolicyError, MeasurementError) as error:
@@ -77,7 +79,10 @@ def _latencies(preparation: Preparation) -> dict[GraphEntries, AdditiveCost]:
         cost = AdditiveCost(tables.constant, tables.unary, tables.boundary)
         found[(*combination, *rest)] = scaled(cost, 1.0 / original)
         surrogate.effort = _FURTHER
-    _log.info("%d settings priced from the kernel table in %.1f s", len(found), time.perf_counter() - started_s)
+    _log.info(
+        "%d of %d settings priced from the kernel table in %.1f s",
+        len(found), len(combinations), time.perf_counter() - started_s,
+    )  # fmt: skip
     return found
 
 
@@ -107,11 +112,26 @@ def _price(prices: TablePrices, policy: Policy) -> tuple[float, float]:
     return price.seconds, price.standard_error_s
 
 
-def _combinations(space: Space) -> list[Combination]:
-    """Returns the settings of the choices that change kernels, the default first, then those that differ in one."""
+def is_worth_pricing(setting: Combination, priced: Collection[GraphEntries], *, spent_s: float) -> bool:
+    """Whether a setting of the graph-wide choices is to be priced beforehand, after so many seconds of pricing others.
+
+    >>> [is_worth_pricing(setting, [(0, 0, 0, 1)], spent_s=60.0) for setting in ((0, 0, 0, 0), (1, 0, 0, 1))]
+    [True, False]
+    """
+    return spent_s <= _ENOUGH_S or all(entries[_PRECISION] != setting[_PRECISION] for entries in priced)
+
+
+def list_settings(space: Space) -> list[Combination]:
+    """Returns the settings of the choices that change kernels: the default one, then those that differ in one choice.
+
+    Of the precisions the last on offer comes first, the runtime's fastest: the fastest policies are made in it.
+    """
     graph = space.graph
-    every = product(range(len(graph.fusion)), (0,), range(len(graph.quantized_ops)), range(len(graph.precision)))
-    return sorted(every, key=lambda entries: (sum(entry > 0 for entry in entries), entries))
+    precisions = reversed(range(len(graph.precision)))
+    every = product(precisions, range(len(graph.fusion)), range(len(graph.quantized_ops)))
+    fastest = len(graph.precision) - 1
+    ordered = sorted(every, key=lambda entries: sum(map(bool, (fastest - entries[0], *entries[1:]))))
+    return [(fusion, 0, ops, precision) for precision, fusion, ops in ordered]
 
 
 def known_sizes(preparation: Preparation) -> AdditiveCost | None:
