@@ -32,7 +32,7 @@ class Estimate:
             TypeError, KeyError: the value is something else.
             ValueError: a number is not finite, or is no number.
         """
-        check_numbers(value)
+        _check_numbers(value)
         return cls(value["mean"], value["standard_error"], value["n"])
 
 
@@ -88,7 +88,7 @@ class Measurement:
             TypeError, KeyError, AttributeError: the value is something else.
             ValueError: a number is not finite, or is no number.
         """
-        check_numbers(value)
+        _check_numbers(value)
         readers: dict[str, Any] = {
             "accuracy": Estimate.from_json,
             "accuracy_drop": Estimate.from_json,
@@ -101,7 +101,7 @@ class Measurement:
         return cls(**{name: readers.get(name, lambda x: x)(part) for name, part in value.items()})
 
 
-def check_numbers(content: Mapping[str, Any]) -> None:
+def _check_numbers(content: Mapping[str, Any]) -> None:
     """Makes sure that the JSON values of a measurement are finite numbers; what is missing is left out.
 
     Raises:
@@ -109,7 +109,7 @@ def check_numbers(content: Mapping[str, Any]) -> None:
     """
     for name, value in content.items():
         if isinstance(value, Mapping):
-            check_numbers(value)
+            _check_numbers(value)
         elif name in _TEXTS:
             if not isinstance(value, str):
                 raise ValueError(f"{name} must be text, got {value!r:.80}")

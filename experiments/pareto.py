@@ -25,6 +25,7 @@ from ..search.searchers.candidates import neighbours_of
 from ..search.searchers.solved import believed_reach, solve_believed
 from ..spaces.policy import Policy
 from .budgets import resolve_budget
+from .result_file import ResultFile
 from .run_folder import RunFolder
 from .spec import BudgetSpec
 from .spec_file import read_spec
@@ -135,8 +136,7 @@ def answer_budget(run: str | Path, budget: Mapping[str, Any], *, objective: str 
         raise SpecError(f"budget.{'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
     resolved = resolve_budget(asked, original)
     question = Problem(space, resolved, objective or spec.objective, folder.read_knowledge() or Knowledge())
-    result = folder.read_result()
-    finals = {} if result is None else result.finals()
+    finals = (folder.read_result() or ResultFile()).finals()
     records = [replace(r, measurement=finals.get(r.id, r.measurement)) for r in read_records(folder.journal)]
     return answer_problem(question, records)
 

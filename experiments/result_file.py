@@ -53,17 +53,17 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True)
 class ResultFile:
-    """What a search ended with.
+    """What a search ended with; without anything, what there is before that.
 
-    >>> ResultFile.from_json(ResultFile((), winner=3, equals_uniform=False).to_json()).winner
+    >>> ResultFile.from_json(ResultFile(winner=3).to_json()).winner
     3
     """
 
-    rows: tuple[ResultRow, ...]
+    rows: tuple[ResultRow, ...] = ()
     #: the winner's id; None when nothing keeps the budget
-    winner: int | None
+    winner: int | None = None
     #: the winner is the best uniform policy, or as fast as it within the spread
-    equals_uniform: bool
+    equals_uniform: bool = False
 
     def row(self, label: str) -> ResultRow | None:
         """Returns the row with a label; None where the table has none."""

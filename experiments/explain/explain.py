@@ -64,7 +64,7 @@ def explain_run(run: RunFolder) -> Explanation:
         raise RunError(f"{run.path} has measured nothing yet, or was begun by an earlier version; let the search go on")
     problem = Problem(space, resolve_budget(spec, original), spec.objective, run.read_knowledge() or Knowledge())
     records = [record for record in read_records(run.journal) if space.contains(record.policy)]
-    result = run.read_result() or ResultFile((), winner=None, equals_uniform=False)
+    result = run.read_result() or ResultFile()
     best, file, notes = _find_policy(run, spec, problem, records, winner=result.winner)
     own = result.finals().get(best.id, best.measurement)
     slowness = _slowness(problem.budget, own)

@@ -113,7 +113,7 @@ def read_run(path: Path, tail: JournalTail | None = None, *, pace_s: float | Non
     tail.read()
     searched = tail.records
     original, space = folder.read_original(), folder.read_space()
-    result = folder.read_result() or ResultFile((), winner=None, equals_uniform=False)
+    result = folder.read_result() or ResultFile()
     rows = _find_rows(folder, result, searched)
     finals = {row.record.id: row.final for row in rows}
     records = tuple(replace(r, measurement=finals.get(r.id, r.measurement)) for r in searched)
